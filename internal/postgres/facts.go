@@ -1,0 +1,103 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Fact is something that became true and is announced to others at least once.
+type Fact struct {
+	ID         uuid.UUID
+	Type       string // the CloudEvents type
+	Subject    string // the reservation, or the sweep
+	Sequence   int64  // gapless per subject, from 1
+	Data       json.RawMessage
+	OccurredAt time.Time
+	Attempts   int
+
+	lease uuid.UUID
+}
+
+// recordFact adds a fact to the outbox within the transaction that makes it true. The sequence row it locks orders
+// concurrent facts of one subject.
+func recordFact(ctx context.Context, tx pgx.Tx, factType, subject string, data any) error {
+	body, err := json.Marshal(data)
+	if err != nil {
+		return fmt.Errorf("encode fact %s of %s: %w", factType, subject, err)
+	}
+	_, err = tx.Exec(ctx, `
+		with next as (
+		    insert into expiry.fact_sequences as s (subject, last) values ($2, 1)
+		    on conflict (subject) do update set last = s.last + 1
+		    returning last
+		)
+		insert into expiry.facts (fact_id, type, subject, sequence, data)
+		select gen_random_uuid(), $1, $2, last, $3 from next`, factType, subject, string(body)) // a string: without a prepared statement pgx would send bytes as bytea
+	if err != nil {
+		return fmt.Errorf("record fact %s of %s: %w", factType, subject, err)
+	}
+	return nil
+}
+
+// ClaimFacts leases unpublished facts whose time has come, oldest first. A fact waits for the earlier ones of its
+// subject, so that a consumer sees the sequence in order as long as nothing is sent twice.
+func (db *DB) ClaimFacts(ctx context.Context, limit int, token uuid.UUID, lease time.Duration) ([]Fact, error) {
+	rows, err := db.pool.Query(ctx, `
+		with picked as (
+		    select f.fact_id from expiry.facts f
+		    where f.published_at is null and f.try_again_at <= clock_timestamp()
+		      and (f.lease_expires_at is null or f.lease_expires_at <= clock_timestamp())
+		      and not exists (
+		          select from expiry.facts earlier
+		          where earlier.subject = f.subject and earlier.sequence < f.sequence and earlier.published_at is null)
+		    order by f.occurred_at
+		    limit $1
+		    for update of f skip locked
+		)
+		update expiry.facts f
+		set lease_token = $2, lease_expires_at = clock_timestamp() + $3
+		from picked where f.fact_id = picked.fact_id
+		returning f.fact_id, f.type, f.subject, f.sequence, f.data, f.occurred_at, f.attempts, f.lease_token`, limit, token, lease)
+	if err != nil {
+		return nil, fmt.Errorf("claim facts: %w", err)
+	}
+	facts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Fact, error) {
+		var f Fact
+		err := row.Scan(&f.ID, &f.Type, &f.Subject, &f.Sequence, &f.Data, &f.OccurredAt, &f.Attempts, &f.lease)
+		return f, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claim facts: %w", err)
+	}
+	return facts, nil
+}
+
+// FactPublished records that the sink took the fact.
+func (db *DB) FactPublished(ctx context.Context, f Fact) error {
+	_, err := db.pool.Exec(ctx, `
+		update expiry.facts
+		set published_at = clock_timestamp(), last_error = null, lease_token = null, lease_expires_at = null
+		where fact_id = $1 and lease_token = $2`, f.ID, f.lease)
+	if err != nil {
+		return fmt.Errorf("record that fact %s is published: %w", f.ID, err)
+	}
+	return nil
+}
+
+// FactFailed gives the fact back with the reason why the sink did not take it, to be tried again after pause.
+func (db *DB) FactFailed(ctx context.Context, f Fact, cause error, pause time.Duration) error {
+	_, err := db.pool.Exec(ctx, `
+		update expiry.facts
+		set attempts = attempts + 1, last_error = $3, try_again_at = clock_timestamp() + $4,
+		    lease_token = null, lease_expires_at = null
+		where fact_id = $1 and lease_token = $2`, f.ID, f.lease, cause.Error(), pause)
+	if err != nil {
+		return fmt.Errorf("record that fact %s was not taken: %w", f.ID, err)
+	}
+	return nil
+}

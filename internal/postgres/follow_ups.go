@@ -1,0 +1,188 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// FollowUpKind names what a follow-up does.
+type FollowUpKind string
+
+// The kinds of follow-ups.
+const (
+	Warning            FollowUpKind = "warning"
+	Notice             FollowUpKind = "notice"
+	Cleanup            FollowUpKind = "cleanup"
+	SnapshotSync       FollowUpKind = "snapshot.sync"
+	SnapshotPurge      FollowUpKind = "snapshot.purge"
+	AvailabilityUpdate FollowUpKind = "availability.update"
+)
+
+// FollowUp is a piece of work that a sweep decided and a delivery carries out.
+type FollowUp struct {
+	Kind          FollowUpKind
+	Key           string // identifies the work within its kind
+	ReservationID string // empty where the work belongs to no reservation
+	Subject       string // reservation, snapshot or disk
+	Detail        json.RawMessage
+	Version       int
+	DueAt         time.Time
+	Dispatch      int // how often an event was sent for it
+	Attempts      int // failures since the last success
+	LastError     string
+
+	lease uuid.UUID
+}
+
+const followUpColumns = `kind, key, coalesce(reservation_id, ''), subject, detail, version, due_at, dispatch, attempts,
+	coalesce(last_error, ''), coalesce(lease_token, '00000000-0000-0000-0000-000000000000')`
+
+func scanFollowUp(row pgx.CollectableRow) (FollowUp, error) {
+	var f FollowUp
+	err := row.Scan(&f.Kind, &f.Key, &f.ReservationID, &f.Subject, &f.Detail, &f.Version, &f.DueAt, &f.Dispatch, &f.Attempts,
+		&f.LastError, &f.lease)
+	return f, err
+}
+
+// requestFollowUp makes a follow-up due now. Where it is due already nothing changes; where it is done, or is being
+// worked on, it becomes due again once more.
+func requestFollowUp(ctx context.Context, tx pgx.Tx, f FollowUp) error {
+	detail := "{}" // a string: without a prepared statement pgx would send bytes as bytea
+	if f.Detail != nil {
+		detail = string(f.Detail)
+	}
+	_, err := tx.Exec(ctx, `
+		insert into expiry.follow_ups as f (kind, key, reservation_id, subject, detail)
+		values ($1, $2, nullif($3, ''), $4, $5)
+		on conflict (kind, key) do update
+		set state = 'due', outcome = null, finished_at = null, detail = excluded.detail,
+		    version = f.version + 1, due_at = clock_timestamp(), ask_again_at = '-infinity',
+		    attempts = 0, last_error = null, updated_at = clock_timestamp()
+		where f.state = 'done' or f.lease_expires_at > clock_timestamp()`,
+		f.Kind, f.Key, f.ReservationID, f.Subject, detail)
+	if err != nil {
+		return fmt.Errorf("request %s %s: %w", f.Kind, f.Key, err)
+	}
+	return nil
+}
+
+// DispatchDue picks follow-ups that are due, are not being worked on and have not been asked for within askAgain, and
+// raises their dispatch number. The oldest come first.
+func (db *DB) DispatchDue(ctx context.Context, limit int, askAgain time.Duration) ([]FollowUp, error) {
+	rows, err := db.pool.Query(ctx, `
+		with picked as (
+		    select kind as picked_kind, key as picked_key from expiry.follow_ups
+		    where state = 'due' and due_at <= clock_timestamp() and ask_again_at <= clock_timestamp()
+		      and (lease_expires_at is null or lease_expires_at <= clock_timestamp())
+		    order by due_at
+		    limit $1
+		    for update skip locked
+		)
+		update expiry.follow_ups f
+		set dispatch = dispatch + 1, ask_again_at = clock_timestamp() + $2, updated_at = clock_timestamp()
+		from picked where f.kind = picked_kind and f.key = picked_key
+		returning `+followUpColumns, limit, askAgain)
+	if err != nil {
+		return nil, fmt.Errorf("pick due follow-ups: %w", err)
+	}
+	picked, err := pgx.CollectRows(rows, scanFollowUp)
+	if err != nil {
+		return nil, fmt.Errorf("pick due follow-ups: %w", err)
+	}
+	return picked, nil
+}
+
+// UndoDispatch lets a follow-up whose event nobody took be dispatched again at once.
+func (db *DB) UndoDispatch(ctx context.Context, f FollowUp) error {
+	_, err := db.pool.Exec(ctx, `
+		update expiry.follow_ups set ask_again_at = '-infinity', updated_at = clock_timestamp()
+		where kind = $1 and key = $2 and dispatch = $3`, f.Kind, f.Key, f.Dispatch)
+	if err != nil {
+		return fmt.Errorf("undo the dispatch of %s %s: %w", f.Kind, f.Key, err)
+	}
+	return nil
+}
+
+// ClaimFollowUp leases a due follow-up to the caller for the given time. It reports false, without an error, where
+// the row is absent, done, not due yet or under another's lease.
+func (db *DB) ClaimFollowUp(ctx context.Context, kind FollowUpKind, key string, token uuid.UUID, lease time.Duration) (FollowUp, bool, error) {
+	rows, err := db.pool.Query(ctx, `
+		update expiry.follow_ups
+		set lease_token = $3, lease_expires_at = clock_timestamp() + $4, updated_at = clock_timestamp()
+		where kind = $1 and key = $2 and state = 'due' and due_at <= clock_timestamp()
+		  and (lease_expires_at is null or lease_expires_at <= clock_timestamp())
+		returning `+followUpColumns, kind, key, token, lease)
+	if err != nil {
+		return FollowUp{}, false, fmt.Errorf("claim %s %s: %w", kind, key, err)
+	}
+	claimed, err := pgx.CollectRows(rows, scanFollowUp)
+	if err != nil {
+		return FollowUp{}, false, fmt.Errorf("claim %s %s: %w", kind, key, err)
+	}
+	if len(claimed) == 0 {
+		return FollowUp{}, false, nil
+	}
+	return claimed[0], true, nil
+}
+
+// FinishFollowUp records that the claimed work is done and how it ended. Where it was asked for again meanwhile it
+// stays due. It reports whether the lease was still held; where it was not, nothing changed.
+func (db *DB) FinishFollowUp(ctx context.Context, f FollowUp, outcome string) (bool, error) {
+	var held bool
+	err := db.inTx(ctx, func(tx pgx.Tx) error {
+		var err error
+		held, err = finishFollowUp(ctx, tx, f, outcome)
+		return err
+	})
+	return held, err
+}
+
+// finishFollowUp is FinishFollowUp inside the transaction that made the work done.
+func finishFollowUp(ctx context.Context, tx pgx.Tx, f FollowUp, outcome string) (bool, error) {
+	tag, err := tx.Exec(ctx, `
+		update expiry.follow_ups
+		set state            = case when version = $4 then 'done' else 'due' end,
+		    outcome          = case when version = $4 then $5 end,
+		    finished_at      = case when version = $4 then clock_timestamp() end,
+		    ask_again_at     = '-infinity',
+		    attempts = 0, last_error = null, lease_token = null, lease_expires_at = null,
+		    updated_at = clock_timestamp()
+		where kind = $1 and key = $2 and lease_token = $3`,
+		f.Kind, f.Key, f.lease, f.Version, outcome)
+	if err != nil {
+		return false, fmt.Errorf("finish %s %s: %w", f.Kind, f.Key, err)
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
+// PostponeFollowUp gives the claimed work back, to be looked at again after pause: it waits for the world, it did not
+// fail.
+func (db *DB) PostponeFollowUp(ctx context.Context, f FollowUp, pause time.Duration) error {
+	_, err := db.pool.Exec(ctx, `
+		update expiry.follow_ups
+		set due_at = clock_timestamp() + $4, ask_again_at = '-infinity', attempts = 0, last_error = null,
+		    lease_token = null, lease_expires_at = null, updated_at = clock_timestamp()
+		where kind = $1 and key = $2 and lease_token = $3`, f.Kind, f.Key, f.lease, pause)
+	if err != nil {
+		return fmt.Errorf("postpone %s %s: %w", f.Kind, f.Key, err)
+	}
+	return nil
+}
+
+// FailFollowUp gives the claimed work back with the reason it failed, to be tried again after pause.
+func (db *DB) FailFollowUp(ctx context.Context, f FollowUp, cause error, pause time.Duration) error {
+	_, err := db.pool.Exec(ctx, `
+		update expiry.follow_ups
+		set due_at = clock_timestamp() + $5, ask_again_at = '-infinity', attempts = attempts + 1, last_error = $4,
+		    lease_token = null, lease_expires_at = null, updated_at = clock_timestamp()
+		where kind = $1 and key = $2 and lease_token = $3`, f.Kind, f.Key, f.lease, cause.Error(), pause)
+	if err != nil {
+		return fmt.Errorf("record the failure of %s %s: %w", f.Kind, f.Key, err)
+	}
+	return nil
+}

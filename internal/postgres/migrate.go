@@ -1,0 +1,121 @@
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+	"github.com/pressly/goose/v3/database"
+	"github.com/pressly/goose/v3/lock"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+const (
+	expiryVersions   = "expiry.schema_version"
+	platformVersions = "expiry.platform_tables_version"
+)
+
+// Migrate creates or upgrades schema expiry and nothing else. It is idempotent.
+func Migrate(ctx context.Context, url string) error {
+	return migrate(ctx, url, "expiry", expiryVersions)
+}
+
+// MigratePlatformTables creates the platform's tables where they are absent, for demos and tests. It is idempotent.
+func MigratePlatformTables(ctx context.Context, url string) error {
+	return migrate(ctx, url, "platform", platformVersions)
+}
+
+func migrate(ctx context.Context, url, folder, versions string) error {
+	config, err := connConfig(url)
+	if err != nil {
+		return err
+	}
+	db := stdlib.OpenDB(*config)
+	defer func() { _ = db.Close() }()
+	if _, err := db.ExecContext(ctx, "create schema if not exists expiry"); err != nil {
+		return fmt.Errorf("create schema expiry: %w", err)
+	}
+	provider, err := newProvider(db, folder, versions)
+	if err != nil {
+		return err
+	}
+	if _, err := provider.Up(ctx); err != nil {
+		return fmt.Errorf("migrate %s: %w", folder, err)
+	}
+	return nil
+}
+
+func newProvider(db *sql.DB, folder, versions string) (*goose.Provider, error) {
+	files, err := fs.Sub(migrations, "migrations/"+folder)
+	if err != nil {
+		return nil, fmt.Errorf("read migrations of %s: %w", folder, err)
+	}
+	store, err := database.NewStore(database.DialectPostgres, versions)
+	if err != nil {
+		return nil, fmt.Errorf("open version table %s: %w", versions, err)
+	}
+	// A table, not an advisory lock: that would belong to a session, which PgBouncer does not keep for us.
+	locker, err := lock.NewPostgresTableLocker(lock.WithTableName("expiry.migration_lock"))
+	if err != nil {
+		return nil, fmt.Errorf("prepare the migration lock: %w", err)
+	}
+	provider, err := goose.NewProvider("", db, files, goose.WithStore(store), goose.WithLocker(locker))
+	if err != nil {
+		return nil, fmt.Errorf("load migrations of %s: %w", folder, err)
+	}
+	return provider, nil
+}
+
+// ErrSchema says that schema expiry is missing or older than this binary.
+var ErrSchema = errors.New("schema expiry is missing or out of date: run `reservation-expiry migrate`")
+
+// CheckSchema returns ErrSchema unless schema expiry has every migration this binary carries.
+func (db *DB) CheckSchema(ctx context.Context) error {
+	var exists bool
+	err := db.pool.QueryRow(ctx, "select to_regclass($1) is not null", expiryVersions).Scan(&exists)
+	if err != nil {
+		return fmt.Errorf("look for schema expiry: %w", err)
+	}
+	if !exists {
+		return ErrSchema
+	}
+	var version int64
+	err = db.pool.QueryRow(ctx, "select coalesce(max(version_id), 0) from expiry.schema_version where is_applied").Scan(&version)
+	if err != nil {
+		return fmt.Errorf("read the version of schema expiry: %w", err)
+	}
+	if version < latestVersion() {
+		return ErrSchema
+	}
+	return nil
+}
+
+// latestVersion is the highest migration number embedded in this binary.
+func latestVersion() int64 {
+	entries, err := migrations.ReadDir("migrations/expiry")
+	if err != nil || len(entries) == 0 {
+		panic("the binary carries no migrations") // embedded at build time: cannot happen at run time
+	}
+	version, err := goose.NumericComponent(entries[len(entries)-1].Name())
+	if err != nil {
+		panic(err)
+	}
+	return version
+}
+
+func connConfig(url string) (*pgx.ConnConfig, error) {
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("parse the database URL: malformed") // pgx's own message may quote the password
+	}
+	config.DefaultQueryExecMode = pgx.QueryExecModeExec // no prepared statements: works behind PgBouncer
+	return config, nil
+}

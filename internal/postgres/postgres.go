@@ -1,0 +1,92 @@
+// Package postgres is the only place that speaks SQL: the platform's tables, which it reads and changes under
+// guard, and schema expiry, which is this service's own. Each exported method is one statement or one transaction,
+// and all of it works through PgBouncer in transaction mode: no session state survives a call.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// DB is a pool of connections. It is safe for concurrent use.
+type DB struct {
+	pool *pgxpool.Pool
+}
+
+// Options tune Open. The zero value is right for most callers.
+type Options struct {
+	MaxConns int32           // 0: 16
+	Tracer   pgx.QueryTracer // nil: none
+}
+
+// statementTimeout bounds every statement on the client's side, where PgBouncer would swallow a SET.
+const statementTimeout = 15 * time.Second
+
+// Open prepares a pool for url and dials nothing: the first query does.
+func Open(ctx context.Context, url string, opts Options) (*DB, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("parse the database URL: malformed") // pgx's own message may quote the password
+	}
+	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // no prepared statements: works behind PgBouncer
+	config.ConnConfig.ConnectTimeout = 5 * time.Second
+	config.ConnConfig.Tracer = opts.Tracer
+	config.MaxConns = 16
+	if opts.MaxConns > 0 {
+		config.MaxConns = opts.MaxConns
+	}
+	config.MinConns = 0
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("open the database pool: %w", err)
+	}
+	return &DB{pool: pool}, nil
+}
+
+// Close waits for borrowed connections and closes the pool.
+func (db *DB) Close() { db.pool.Close() }
+
+// Ping reports whether the database answers.
+func (db *DB) Ping(ctx context.Context) error {
+	if err := db.pool.Ping(ctx); err != nil {
+		return fmt.Errorf("reach the database: %w", err)
+	}
+	return nil
+}
+
+// Now returns the database's clock, the only one that decides.
+func (db *DB) Now(ctx context.Context) (time.Time, error) {
+	var now time.Time
+	if err := db.pool.QueryRow(ctx, "select clock_timestamp()").Scan(&now); err != nil {
+		return time.Time{}, fmt.Errorf("read the database clock: %w", err)
+	}
+	return now.UTC(), nil
+}
+
+// serializationFailure and deadlockDetected are worth the same transaction once more.
+const (
+	serializationFailure = "40001"
+	deadlockDetected     = "40P01"
+	transactionAttempts  = 5
+)
+
+// inTx runs work in one transaction, and again from the start where PostgreSQL asked for that.
+func (db *DB) inTx(ctx context.Context, work func(tx pgx.Tx) error) error {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	var err error
+	for range transactionAttempts {
+		err = pgx.BeginFunc(ctx, db.pool, work)
+		var pgErr *pgconn.PgError
+		if !errors.As(err, &pgErr) || (pgErr.Code != serializationFailure && pgErr.Code != deadlockDetected) {
+			return err
+		}
+	}
+	return err
+}
