@@ -1,0 +1,98 @@
+// Package instrument puts spans around the calls of client libraries. Such a span is made only below another
+// one: a probe or a token refresh is nobody's work.
+package instrument
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/exaring/otelpgx"
+	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/contrib/instrumentation/github.com/aws/aws-sdk-go-v2/otelaws"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
+	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Providers make the spans and metrics; *telemetry.Telemetry is one.
+type Providers interface {
+	TracerProvider() trace.TracerProvider
+	MeterProvider() metric.MeterProvider
+}
+
+// Postgres returns a tracer for pgx's ConnConfig.Tracer. Statements are recorded, their parameters are not.
+func Postgres(p Providers, host, database string) pgx.QueryTracer {
+	return otelpgx.NewTracer(
+		otelpgx.WithTracerProvider(p.TracerProvider()),
+		otelpgx.WithMeterProvider(p.MeterProvider()),
+		otelpgx.WithDisableAcquireTracer(),
+		// The tracer would copy the whole connection config for each statement to learn these.
+		otelpgx.WithDisableConnectionDetailsInAttributes(),
+		otelpgx.WithTracerAttributes(semconv.ServerAddress(host), semconv.DBNamespace(database)),
+	)
+}
+
+// HTTP wraps the transport that sends events.
+func HTTP(p Providers, next http.RoundTripper) http.RoundTripper {
+	return transport(p, next, func(_ string, r *http.Request) string { return r.Method })
+}
+
+// Kubernetes wraps the transport of a Kubernetes client (rest.Config.Wrap). Spans are named for the verb and the
+// resource ("DELETE pods"). An exec, which upgrades its connection, is left to the span of whoever runs it.
+func Kubernetes(p Providers) func(http.RoundTripper) http.RoundTripper {
+	return func(next http.RoundTripper) http.RoundTripper {
+		return transport(p, next, func(_ string, r *http.Request) string {
+			return strings.TrimSpace(r.Method + " " + resource(r.URL.Path))
+		})
+	}
+}
+
+// AWS returns cfg with spans around every call of the clients made from it.
+func AWS(p Providers, cfg aws.Config) aws.Config {
+	cfg = cfg.Copy()
+	otelaws.AppendMiddlewares(&cfg.APIOptions,
+		otelaws.WithTracerProvider(p.TracerProvider()),
+		otelaws.WithTextMapPropagator(propagation.NewCompositeTextMapPropagator()), // AWS has no use for our trace ids
+		otelaws.WithAttributeBuilder(otelaws.DefaultAttributeBuilder),
+	)
+	return cfg
+}
+
+func transport(p Providers, next http.RoundTripper, name func(string, *http.Request) string) http.RoundTripper {
+	if next == nil {
+		next = http.DefaultTransport
+	}
+	return otelhttp.NewTransport(next,
+		otelhttp.WithTracerProvider(p.TracerProvider()),
+		otelhttp.WithMeterProvider(p.MeterProvider()),
+		otelhttp.WithPropagators(propagation.TraceContext{}),
+		otelhttp.WithSpanNameFormatter(name),
+		otelhttp.WithFilter(func(r *http.Request) bool {
+			return trace.SpanFromContext(r.Context()).IsRecording() && r.Header.Get("Upgrade") == ""
+		}),
+	)
+}
+
+// resource reads the resource and subresource from the path of a Kubernetes request:
+// /api/v1/namespaces/{namespace}/pods/{name}/log and /apis/{group}/{version}/… .
+func resource(path string) string {
+	parts := strings.Split(strings.Trim(path, "/"), "/")
+	switch {
+	case parts[0] == "api" && len(parts) > 2:
+		parts = parts[2:]
+	case parts[0] == "apis" && len(parts) > 3:
+		parts = parts[3:]
+	default:
+		return ""
+	}
+	if parts[0] == "namespaces" && len(parts) > 2 {
+		parts = parts[2:]
+	}
+	if len(parts) > 2 {
+		return parts[0] + "/" + parts[2]
+	}
+	return parts[0]
+}

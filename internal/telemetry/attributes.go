@@ -1,0 +1,79 @@
+package telemetry
+
+import (
+	"github.com/cloudevents/sdk-go/v2/event"
+	"go.opentelemetry.io/otel/attribute"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+)
+
+// Attribute names of our own, where the semantic conventions have none.
+const (
+	KeyReservationID      = attribute.Key("reservation.id")
+	KeyReservationStatus  = attribute.Key("reservation.status")
+	KeyReservationOutcome = attribute.Key("reservation.outcome")
+	KeyReservationReason  = attribute.Key("reservation.reason") // why it ended
+	KeyGPUType            = attribute.Key("gpu.type")
+	KeyDeliveryOutcome    = attribute.Key("delivery.outcome") // what reservation.outcome is for work on no reservation
+	KeyDiskName           = attribute.Key("disk.name")
+	KeyVolumeID           = attribute.Key("aws.ebs.volume_id")
+	KeySnapshotID         = attribute.Key("aws.ebs.snapshot_id")
+	KeyWarningLevel       = attribute.Key("warning.level") // minutes before the deadline
+	KeyCleanupStep        = attribute.Key("cleanup.step")
+	KeyAttempt            = attribute.Key("attempt") // 1 for the first
+)
+
+// Attributes of the semantic conventions that the services set themselves.
+const (
+	KeyPodName       = semconv.K8SPodNameKey
+	KeyPodUID        = semconv.K8SPodUIDKey
+	KeyNamespace     = semconv.K8SNamespaceNameKey
+	KeyContainerName = semconv.K8SContainerNameKey
+	KeyServiceName   = semconv.K8SServiceNameKey
+	KeyNodeName      = semconv.K8SNodeNameKey
+	KeyBucket        = semconv.AWSS3BucketKey
+	KeyObject        = semconv.AWSS3KeyKey
+	KeyUserID        = semconv.UserIDKey
+	KeyErrorType     = semconv.ErrorTypeKey
+)
+
+// pingType is what a PingSource sends: the one event that a timer, not a message, brings.
+const pingType = "dev.knative.sources.ping"
+
+// Delivery describes the event that caused a span. Cold is true for the first event of a process.
+func Delivery(e event.Event, cold bool) []attribute.KeyValue {
+	trigger := semconv.FaaSTriggerPubSub
+	if e.Type() == pingType {
+		trigger = semconv.FaaSTriggerTimer
+	}
+	attrs := append(CloudEvent(e), trigger)
+	if cold {
+		attrs = append(attrs, semconv.FaaSColdstart(true))
+	}
+	return attrs
+}
+
+// Command describes a span that a person or a CronJob caused from the shell.
+func Command() []attribute.KeyValue { return []attribute.KeyValue{semconv.FaaSTriggerOther} }
+
+// CloudEvent describes an event, received or sent.
+func CloudEvent(e event.Event) []attribute.KeyValue {
+	attrs := []attribute.KeyValue{
+		semconv.CloudEventsEventID(e.ID()),
+		semconv.CloudEventsEventSource(e.Source()),
+		semconv.CloudEventsEventSpecVersion(e.SpecVersion()),
+		semconv.CloudEventsEventType(e.Type()),
+	}
+	if e.Subject() != "" {
+		attrs = append(attrs, semconv.CloudEventsEventSubject(e.Subject()))
+	}
+	return attrs
+}
+
+// Pod describes a pod; uid may be unknown.
+func Pod(namespace, name, uid string) []attribute.KeyValue {
+	attrs := []attribute.KeyValue{semconv.K8SNamespaceName(namespace), semconv.K8SPodName(name)}
+	if uid != "" {
+		attrs = append(attrs, semconv.K8SPodUID(uid))
+	}
+	return attrs
+}

@@ -1,0 +1,145 @@
+package telemetry
+
+import (
+	"context"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"gpudev.internal/reservation-expiry/internal/fault"
+)
+
+// Phase is a stretch of a reservation's life that has a span of its own, written once when it is over.
+type Phase string
+
+// The phases, in order. Cleanup, snapshot and disk held overlap.
+const (
+	PhaseQueued    Phase = "queued"
+	PhasePreparing Phase = "preparing"
+	PhaseActive    Phase = "active"
+	PhaseCleanup   Phase = "cleanup"
+	PhaseSnapshot  Phase = "snapshot"
+	PhaseDiskHeld  Phase = "disk held"
+)
+
+// Reservation is what every span of a reservation's trace says about it. Only ID is required.
+type Reservation struct {
+	ID      string
+	UserID  string
+	Status  string
+	GPUType string
+	// Phase files the work below that phase's span, which somebody must write in the end (Export) or the work
+	// stays without its parent. Empty: directly below the root.
+	Phase Phase
+}
+
+func (r Reservation) attributes() []attribute.KeyValue {
+	attrs := make([]attribute.KeyValue, 0, 8)
+	attrs = append(attrs, KeyReservationID.String(r.ID))
+	if r.UserID != "" {
+		attrs = append(attrs, semconv.UserID(r.UserID))
+	}
+	if r.Status != "" {
+		attrs = append(attrs, KeyReservationStatus.String(r.Status))
+	}
+	if r.GPUType != "" {
+		attrs = append(attrs, KeyGPUType.String(r.GPUType))
+	}
+	return attrs
+}
+
+// Span is a unit of work under way.
+type Span struct {
+	span       trace.Span
+	t          *Telemetry
+	outcomeKey attribute.Key
+}
+
+// StartDelivery starts a trace of its own for one delivery or command, a sweep above all. It links to the span
+// in ctx (Extract) that asked for it.
+func (t *Telemetry) StartDelivery(ctx context.Context, name string, attrs ...attribute.KeyValue) (context.Context, *Span) {
+	return t.start(ctx, name, KeyDeliveryOutcome, attrs, trace.WithNewRoot(), linkTo(ctx), trace.WithSpanKind(trace.SpanKindConsumer))
+}
+
+// StartAction starts a span in the trace of reservation r, whichever process works on it and however many hours
+// after the others, and puts r into the context for Step and for the log. Inside an action for the same
+// reservation it starts a child. What ctx holds besides, the sweep or delivery that asked, is linked both ways.
+func (t *Telemetry) StartAction(ctx context.Context, name string, r Reservation, attrs ...attribute.KeyValue) (context.Context, *Span) {
+	asked := trace.SpanFromContext(ctx)
+	ctx = context.WithValue(ctx, reservationKey{}, r)
+	attrs = append(r.attributes(), attrs...)
+	if sc := asked.SpanContext(); sc.TraceID() == TraceID(r.ID) && !sc.IsRemote() {
+		return t.start(ctx, name, KeyReservationOutcome, attrs)
+	}
+	// A span of another process may never be exported, so it is linked to and not taken as the parent.
+	link := linkTo(ctx)
+	ctx, s := t.start(trace.ContextWithRemoteSpanContext(ctx, parentOf(r)), name, KeyReservationOutcome, attrs, link)
+	if asked.IsRecording() {
+		asked.AddLink(trace.Link{SpanContext: s.span.SpanContext(), Attributes: []attribute.KeyValue{KeyReservationID.String(r.ID)}})
+	}
+	return ctx, s
+}
+
+// StartStep starts a child of the span in ctx. Inside an action it is as searchable as the action itself.
+func (t *Telemetry) StartStep(ctx context.Context, name string, attrs ...attribute.KeyValue) (context.Context, *Span) {
+	if r, ok := ctx.Value(reservationKey{}).(Reservation); ok {
+		return t.StartAction(ctx, name, r, attrs...)
+	}
+	return t.start(ctx, name, KeyDeliveryOutcome, attrs)
+}
+
+func (t *Telemetry) start(ctx context.Context, name string, outcome attribute.Key, attrs []attribute.KeyValue, options ...trace.SpanStartOption) (context.Context, *Span) {
+	options = append(options, trace.WithAttributes(attrs...), trace.WithTimestamp(t.now()))
+	ctx, span := t.tracer.Start(ctx, name, options...)
+	return ctx, &Span{span: span, t: t, outcomeKey: outcome}
+}
+
+// linkTo links to the span in ctx, where there is one that somebody can look up.
+func linkTo(ctx context.Context) trace.SpanStartOption {
+	if sc := trace.SpanContextFromContext(ctx); sc.IsValid() && sc.IsSampled() {
+		return trace.WithLinks(trace.Link{SpanContext: sc})
+	}
+	return trace.WithLinks()
+}
+
+// Set adds attributes, or replaces those of the same key.
+func (s *Span) Set(attrs ...attribute.KeyValue) { s.span.SetAttributes(attrs...) }
+
+// Event records a moment within the span.
+func (s *Span) Event(name string, attrs ...attribute.KeyValue) {
+	s.span.AddEvent(name, trace.WithTimestamp(s.t.now()), trace.WithAttributes(attrs...))
+}
+
+// LinkReservation links to the root of a reservation's trace: a sweep does it for each that it acted on.
+func (s *Span) LinkReservation(id string) {
+	s.span.AddLink(trace.Link{SpanContext: parentOf(Reservation{ID: id}), Attributes: []attribute.KeyValue{KeyReservationID.String(id)}})
+}
+
+// End ends the span. The outcome is one word to search by ("warned", "superseded", "waiting"); with an error it
+// may be empty and is then "error", and error.type says of what kind (package fault).
+func (s *Span) End(outcome string, err error) {
+	if err != nil {
+		if outcome == "" {
+			outcome = "error"
+		}
+		s.span.RecordError(err, trace.WithTimestamp(s.t.now()))
+		s.span.SetStatus(codes.Error, err.Error())
+		s.span.SetAttributes(semconv.ErrorTypeKey.String(fault.KindOf(err).String()))
+	}
+	if outcome != "" {
+		s.span.SetAttributes(s.outcomeKey.String(outcome))
+	}
+	s.span.End(trace.WithTimestamp(s.t.now()))
+}
+
+// TraceID returns the span's trace id in hex, for answers and tables.
+func (s *Span) TraceID() string { return s.span.SpanContext().TraceID().String() }
+
+type reservationKey struct{}
+
+// WithReservation puts a reservation into the context, so that log lines carry its id without a span of its own.
+func WithReservation(ctx context.Context, r Reservation) context.Context {
+	return context.WithValue(ctx, reservationKey{}, r)
+}
