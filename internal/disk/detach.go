@@ -1,0 +1,108 @@
+package disk
+
+import (
+	"fmt"
+	"time"
+)
+
+const (
+	// DriverGrace is how long the volume driver is left to detach the volume by itself once the pod is gone.
+	DriverGrace = time.Minute
+	// ForceAfter is how long a plain detach is given before a forced one may follow on an instance that still runs.
+	ForceAfter = 10 * time.Minute
+	// ForceAfterHalted is the same for an instance that is stopped or gone: EC2 needs a moment to see it, and a
+	// volume that leaves by a plain detach needs no marking as crash-consistent.
+	ForceAfterHalted = time.Minute
+)
+
+// Action is what to do about a volume's attachment.
+type Action int
+
+const (
+	// Wait means that nothing may be done now; the reason says what is waited for.
+	Wait Action = iota
+	// Nothing means that no attachment is left.
+	Nothing
+	// DetachPlain asks the instance's operating system to let go of the device.
+	DetachPlain
+	// DetachForced takes the device away without asking. What had not reached the disk is lost.
+	DetachForced
+	// Refuse means that this will not become right by waiting: somebody has to look.
+	Refuse
+)
+
+// String returns the action as the word used in logs and stored reasons.
+func (a Action) String() string {
+	switch a {
+	case Nothing:
+		return "nothing"
+	case DetachPlain:
+		return "detach"
+	case DetachForced:
+		return "detach forced"
+	case Refuse:
+		return "refuse"
+	default:
+		return "wait"
+	}
+}
+
+// Holder is what is known of those who may still write to a volume.
+type Holder struct {
+	// EndedAt is when the reservation ended. An attachment made later is somebody else's.
+	EndedAt time.Time
+	// PodGoneAt is when the pod was first seen to be gone; zero while it is there.
+	PodGoneAt time.Time
+	// ContainersTerminated is true where the kubelet reported every container of the pod terminated.
+	ContainersTerminated bool
+	// InstanceHalted is true where EC2 said that the instance is stopped, terminated or unknown to it.
+	InstanceHalted bool
+	// PlainAt is when this cleanup first asked for a plain detach, whatever came of it; zero if it has not.
+	PlainAt time.Time
+}
+
+// Detach decides what may be done about the volume's attachment, and why.
+func Detach(v Volume, h Holder, now time.Time) (do Action, reason string) {
+	switch len(v.Attachments) {
+	case 0:
+		return Nothing, fmt.Sprintf("volume %s has no attachment", v.ID)
+	case 1:
+	default:
+		return Refuse, fmt.Sprintf("volume %s has %d attachments", v.ID, len(v.Attachments))
+	}
+	a := v.Attachments[0]
+	if !h.EndedAt.IsZero() && a.AttachedAt.After(h.EndedAt) {
+		return Refuse, fmt.Sprintf("volume %s was attached to %s after the reservation ended", v.ID, a.InstanceID)
+	}
+	if !h.PlainAt.IsZero() {
+		return force(v, a, h, now)
+	}
+	switch {
+	case h.InstanceHalted:
+		return DetachPlain, fmt.Sprintf("instance %s is stopped or gone", a.InstanceID)
+	case h.PodGoneAt.IsZero():
+		return Wait, "the pod is still there"
+	case now.Before(h.PodGoneAt.Add(DriverGrace)):
+		return Wait, fmt.Sprintf("the driver has until %s to detach volume %s",
+			h.PodGoneAt.Add(DriverGrace).UTC().Format(time.RFC3339), v.ID)
+	}
+	return DetachPlain, fmt.Sprintf("the driver left volume %s %s to %s", v.ID, a.State, a.InstanceID)
+}
+
+func force(v Volume, a Attachment, h Holder, now time.Time) (Action, string) {
+	patience := ForceAfter
+	if h.InstanceHalted {
+		patience = ForceAfterHalted
+	}
+	switch {
+	case now.Before(h.PlainAt.Add(patience)):
+		return Wait, fmt.Sprintf("instance %s has until %s to let go of volume %s",
+			a.InstanceID, h.PlainAt.Add(patience).UTC().Format(time.RFC3339), v.ID)
+	case h.InstanceHalted:
+		return DetachForced, fmt.Sprintf("instance %s is stopped or gone and volume %s still %s", a.InstanceID, v.ID, a.State)
+	case h.ContainersTerminated:
+		return DetachForced, fmt.Sprintf("volume %s still %s %s after a plain detach, containers terminated", v.ID, a.State, patience)
+	}
+	return Wait, fmt.Sprintf("volume %s is still %s to %s, which runs, and its containers were not reported terminated",
+		v.ID, a.State, a.InstanceID)
+}

@@ -1,0 +1,61 @@
+package disk
+
+import (
+	"fmt"
+	"time"
+)
+
+// CrashConsistentHold is how long a volume is kept beside a snapshot that was taken after a forced detach: such a
+// snapshot holds what had reached the disk, perhaps not all that the user had written.
+const CrashConsistentHold = 7 * 24 * time.Hour
+
+// WriterGone reports whether nothing can write to the volume any more, and why it cannot be said where not.
+// Only EC2 knows: a pod that answers 404 may still run on a node that nobody can reach.
+func WriterGone(v Volume) (gone bool, reason string) {
+	switch {
+	case len(v.Attachments) > 0:
+		a := v.Attachments[0]
+		return false, fmt.Sprintf("volume %s is %s to %s", v.ID, a.State, a.InstanceID)
+	case v.State != VolumeAvailable:
+		return false, fmt.Sprintf("volume %s is %q, not available", v.ID, v.State)
+	}
+	return true, ""
+}
+
+// Capture is what a cleanup has recorded of its own work on a volume.
+type Capture struct {
+	ReservationID string
+	// Attempt numbers the cleanup's tries to make a snapshot, from 1.
+	Attempt int
+	// WriterGoneAt is the moment at which the volume was seen without a writer; zero if it never was.
+	WriterGoneAt time.Time
+}
+
+// MayDelete reports whether the volume may be deleted: the snapshot holds all that was ever written to it, and
+// this very cleanup made it. A nil snapshot, or one that anything is unknown about, keeps the volume.
+func MayDelete(v Volume, s *Snapshot, c Capture, account string, now time.Time) (ok bool, reason string) {
+	if s == nil {
+		return false, fmt.Sprintf("no snapshot of volume %s", v.ID)
+	}
+	if gone, why := WriterGone(v); !gone {
+		return false, why
+	}
+	switch {
+	case Foreign(*s, account):
+		return false, fmt.Sprintf("snapshot %s is foreign", s.ID)
+	case v.ID == "" || s.VolumeID != v.ID:
+		return false, fmt.Sprintf("snapshot %s is of volume %q, not %q", s.ID, s.VolumeID, v.ID)
+	case s.State != SnapshotCompleted:
+		return false, fmt.Sprintf("snapshot %s is %q, not completed", s.ID, s.State)
+	case !s.MadeBy(c.ReservationID, c.Attempt):
+		return false, fmt.Sprintf("snapshot %s was not made by attempt %d of the cleanup of %s", s.ID, c.Attempt, c.ReservationID)
+	case c.WriterGoneAt.IsZero():
+		return false, fmt.Sprintf("volume %s was never seen without a writer", v.ID)
+	case s.StartedAt.Before(c.WriterGoneAt.Truncate(time.Millisecond)): // EC2 tells the time in milliseconds
+		return false, fmt.Sprintf("snapshot %s was started before the writer of %s was gone", s.ID, v.ID)
+	case s.CrashConsistent() && now.Before(s.StartedAt.Add(CrashConsistentHold)):
+		return false, fmt.Sprintf("snapshot %s is crash-consistent: volume %s is kept until %s",
+			s.ID, v.ID, s.StartedAt.Add(CrashConsistentHold).UTC().Format(time.RFC3339))
+	}
+	return true, ""
+}

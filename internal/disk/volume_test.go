@@ -1,0 +1,177 @@
+package disk_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+)
+
+const account = "123456789012"
+
+var now = time.Date(2026, 3, 14, 15, 9, 26, 535_897_000, time.UTC)
+
+func available() disk.Volume { return disk.Volume{ID: "vol-0a1b2c3d", State: disk.VolumeAvailable} }
+
+func attached(to string) disk.Volume {
+	return disk.Volume{ID: "vol-0a1b2c3d", State: disk.VolumeInUse, Attachments: []disk.Attachment{
+		{InstanceID: to, Device: "/dev/xvdba", State: disk.Attached, AttachedAt: now.Add(-10 * time.Hour)},
+	}}
+}
+
+func TestTheWriterIsGoneOnlyFromAnAvailableVolumeWithoutAttachment(t *testing.T) {
+	t.Parallel()
+	gone, reason := disk.WriterGone(available())
+	require.True(t, gone)
+	require.Empty(t, reason)
+
+	for _, state := range []disk.VolumeState{
+		disk.VolumeCreating, disk.VolumeInUse, disk.VolumeDeleting, disk.VolumeDeleted, disk.VolumeError, "", "new-state",
+	} {
+		gone, reason = disk.WriterGone(disk.Volume{ID: "vol-0a1b2c3d", State: state})
+		require.False(t, gone, state)
+		require.Contains(t, reason, "not available")
+	}
+	for _, state := range []disk.AttachmentState{disk.Attaching, disk.Attached, disk.Detaching, disk.Detached, disk.Busy, ""} {
+		v := attached("i-1")
+		v.State, v.Attachments[0].State = disk.VolumeAvailable, state
+		gone, reason = disk.WriterGone(v)
+		require.False(t, gone, state)
+		require.Contains(t, reason, "to i-1")
+	}
+}
+
+func capture() disk.Capture {
+	return disk.Capture{ReservationID: "r-1", Attempt: 2, WriterGoneAt: now.Add(-time.Hour)}
+}
+
+func captured() disk.Snapshot {
+	return disk.Snapshot{
+		ID: "snap-1", VolumeID: "vol-0a1b2c3d", OwnerID: account, State: disk.SnapshotCompleted,
+		StartedAt: now.Add(-time.Hour), Description: "gpu-dev shutdown snapshot for u",
+		Tags: disk.NewSnapshot{Disk: disk.Key{User: "u", Name: "d"}, ReservationID: "r-1", Attempt: 2}.Tags(),
+	}
+}
+
+func TestAVolumeGoesOnlyWithItsOwnCompletedSnapshotOfThisCleanup(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		spoil  func(v *disk.Volume, s *disk.Snapshot, c *disk.Capture)
+		reason string
+	}{
+		"another volume's":  {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.VolumeID = "vol-9" }, "is of volume"},
+		"of nothing":        {func(v *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { v.ID, s.VolumeID = "", "" }, "is of volume"},
+		"pending":           {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.State = disk.SnapshotPending }, "not completed"},
+		"failed":            {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.State = disk.SnapshotError }, "not completed"},
+		"of unknown state":  {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.State = "" }, "not completed"},
+		"another account's": {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.OwnerID = "1" }, "foreign"},
+		"a copy": {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) {
+			s.Description = "[Copied snap-2 from us-west-2]"
+		}, "foreign"},
+		"another cleanup's": {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.Tags[disk.TagReservation] = "r-2" }, "not made by"},
+		"another attempt's": {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.Tags[disk.TagAttempt] = "1" }, "not made by"},
+		"the platform's":    {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { delete(s.Tags, disk.TagReservation) }, "not made by"},
+		"without tags":      {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.Tags = nil }, "not made by"},
+		"of no cleanup": {func(_ *disk.Volume, s *disk.Snapshot, c *disk.Capture) {
+			c.ReservationID, s.Tags[disk.TagReservation] = "", ""
+		}, "not made by"},
+		"of no attempt":               {func(_ *disk.Volume, s *disk.Snapshot, c *disk.Capture) { c.Attempt, s.Tags[disk.TagAttempt] = 0, "0" }, "not made by"},
+		"never seen without a writer": {func(_ *disk.Volume, _ *disk.Snapshot, c *disk.Capture) { c.WriterGoneAt = time.Time{} }, "never seen"},
+		"started under the writer": {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) {
+			s.StartedAt = s.StartedAt.Add(-time.Millisecond)
+		}, "before the writer"},
+		"started at an unknown time":     {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.StartedAt = time.Time{} }, "before the writer"},
+		"attached again":                 {func(v *disk.Volume, _ *disk.Snapshot, _ *disk.Capture) { *v = attached("i-2") }, "attached to i-2"},
+		"crash-consistent and too young": {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.Tags[disk.TagCrashConsistent] = "true" }, "is kept until 2026-03-21T14:09:26Z"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			v, s, c := available(), captured(), capture()
+			s.StartedAt = s.StartedAt.Truncate(time.Millisecond) // as EC2 tells it
+			ok, reason := disk.MayDelete(v, &s, c, account, now)
+			require.True(t, ok, reason)
+			require.Empty(t, reason)
+
+			test.spoil(&v, &s, &c)
+			ok, reason = disk.MayDelete(v, &s, c, account, now)
+			require.False(t, ok)
+			require.Contains(t, reason, test.reason)
+		})
+	}
+	t.Run("none", func(t *testing.T) {
+		t.Parallel()
+		ok, reason := disk.MayDelete(available(), nil, capture(), account, now)
+		require.False(t, ok)
+		require.Contains(t, reason, "no snapshot")
+	})
+}
+
+func TestAVolumeTakenByForceIsKeptSevenDaysBesideItsSnapshot(t *testing.T) {
+	t.Parallel()
+	s := captured()
+	s.Tags[disk.TagCrashConsistent] = "true"
+	end := s.StartedAt.Add(7 * 24 * time.Hour)
+
+	ok, _ := disk.MayDelete(available(), &s, capture(), account, end.Add(-time.Nanosecond))
+	require.False(t, ok)
+	ok, reason := disk.MayDelete(available(), &s, capture(), account, end)
+	require.True(t, ok, reason)
+}
+
+func TestIdsAreReadFromEveryFormInWhichTheyAreKept(t *testing.T) {
+	t.Parallel()
+	for handle, want := range map[string]string{
+		"vol-0123456789abcdef0":                  "vol-0123456789abcdef0",
+		"vol-0a1b2c3d":                           "vol-0a1b2c3d",
+		"aws://us-east-1a/vol-0123456789abcdef0": "vol-0123456789abcdef0",
+		"aws:///vol-0a1b2c3d":                    "vol-0a1b2c3d",
+		"":                                       "",
+		"vol-":                                   "",
+		"vol-XYZ":                                "",
+		"vol-0a1b2c3d; rm":                       "",
+		"x/vol-0a1b2c3d":                         "",
+		"aws://us-east-1a/i-0a1b2c3d":            "",
+		"aws://us-east-1a/vol-0a1b2c3d/x":        "",
+	} {
+		id, ok := disk.ParseVolumeID(handle)
+		require.Equal(t, want != "", ok, handle)
+		if ok {
+			require.Equal(t, want, id)
+		}
+	}
+	id, ok := disk.ParseInstanceID("aws:///us-east-1a/i-0123456789abcdef0")
+	require.True(t, ok)
+	require.Equal(t, "i-0123456789abcdef0", id)
+	for _, bad := range []string{"", "kwok://node-1", "aws:///us-east-1a/vol-0a1b2c3d", "i-zz"} {
+		_, ok = disk.ParseInstanceID(bad)
+		require.False(t, ok, bad)
+	}
+}
+
+func TestAnInstanceIsHaltedOnlyOnceItHasStopped(t *testing.T) {
+	t.Parallel()
+	for state, halted := range map[disk.InstanceState]bool{
+		disk.InstancePending: false, disk.InstanceRunning: false, disk.InstanceShuttingDown: false,
+		disk.InstanceStopping: false, disk.InstanceStopped: true, disk.InstanceTerminated: true, "": false,
+	} {
+		require.Equal(t, halted, disk.Instance{State: state}.Halted(), state)
+	}
+}
+
+func TestOnlyASpotInstanceThatEC2EndedIsReclaimed(t *testing.T) {
+	t.Parallel()
+	for code, reclaimed := range map[string]bool{
+		"Server.SpotInstanceTermination":   true,
+		"Server.SpotInstanceShutdown":      true,
+		"Client.UserInitiatedShutdown":     false,
+		"Client.InstanceInitiatedShutdown": false,
+		"Server.InternalError":             false,
+		"":                                 false,
+	} {
+		require.Equal(t, reclaimed, disk.Instance{Spot: true, StateReason: code}.Reclaimed(), code)
+		require.False(t, disk.Instance{StateReason: code}.Reclaimed(), code)
+	}
+}
