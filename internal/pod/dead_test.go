@@ -76,55 +76,59 @@ func TestDead(t *testing.T) {
 	}
 }
 
-var (
-	anyTime = rapid.Custom(func(t *rapid.T) time.Time {
-		if rapid.Bool().Draw(t, "zero") {
-			return time.Time{}
-		}
-		return noon.Add(time.Duration(rapid.Int64Range(0, 1e6).Draw(t, "seconds")) * time.Second)
-	})
-	anyTermination = rapid.Custom(func(t *rapid.T) *pod.Termination {
-		if rapid.Bool().Draw(t, "none") {
-			return nil
-		}
-		return &pod.Termination{
-			ContainerID: rapid.SampledFrom([]string{"", "containerd://a", "containerd://b"}).Draw(t, "id"),
-			Reason:      rapid.SampledFrom([]string{"", "OOMKilled", "Error", "Completed"}).Draw(t, "reason"),
-			ExitCode:    rapid.IntRange(0, 255).Draw(t, "code"),
-			FinishedAt:  anyTime.Draw(t, "finished"),
-		}
-	})
-	anyContainer = rapid.Custom(func(t *rapid.T) pod.Container {
-		return pod.Container{
-			Name:     rapid.SampledFrom([]string{"gpu-dev", "sshd", ""}).Draw(t, "name"),
-			Kind:     rapid.SampledFrom([]pod.Kind{pod.App, pod.Init, pod.Sidecar, pod.Ephemeral, ""}).Draw(t, "kind"),
-			ID:       rapid.SampledFrom([]string{"", "containerd://a"}).Draw(t, "id"),
-			Restarts: rapid.IntRange(0, 3).Draw(t, "restarts"),
-			Running:  rapid.Bool().Draw(t, "running"),
-			Waiting:  rapid.SampledFrom([]string{"", "CrashLoopBackOff"}).Draw(t, "waiting"),
-			Current:  anyTermination.Draw(t, "current"),
-			Last:     anyTermination.Draw(t, "last"),
-		}
-	})
-	anyPod = rapid.Custom(func(t *rapid.T) pod.Pod {
-		p := pod.Pod{
-			Namespace: "gpu-dev", Name: "gpu-dev-0",
-			UID:        rapid.SampledFrom([]string{"", "u1"}).Draw(t, "uid"),
-			Phase:      rapid.SampledFrom([]pod.Phase{"", pod.Pending, pod.Running, pod.Succeeded, pod.Failed, pod.Unknown}).Draw(t, "phase"),
-			Reason:     rapid.String().Draw(t, "reason"),
-			Message:    rapid.String().Draw(t, "message"),
-			Deleting:   anyTime.Draw(t, "deleting"),
-			Containers: rapid.SliceOfN(anyContainer, 0, 4).Draw(t, "containers"),
-		}
-		if rapid.Bool().Draw(t, "disrupted") {
-			p.Disruption = &pod.Disruption{Reason: rapid.String().Draw(t, "why"), Message: rapid.String().Draw(t, "more")}
-		}
-		return p
-	})
-)
+// Generators are made anew for each use: rapid's own are not safe to share between parallel tests.
+
+func drawTime(t *rapid.T, label string) time.Time {
+	if rapid.Bool().Draw(t, label+" is zero") {
+		return time.Time{}
+	}
+	return noon.Add(time.Duration(rapid.Int64Range(0, 1e6).Draw(t, label)) * time.Second)
+}
+
+func drawTermination(t *rapid.T, label string) *pod.Termination {
+	if rapid.Bool().Draw(t, label+" is none") {
+		return nil
+	}
+	return &pod.Termination{
+		ContainerID: rapid.SampledFrom([]string{"", "containerd://a", "containerd://b"}).Draw(t, "id"),
+		Reason:      rapid.SampledFrom([]string{"", "OOMKilled", "Error", "Completed"}).Draw(t, "reason"),
+		ExitCode:    rapid.IntRange(0, 255).Draw(t, "code"),
+		FinishedAt:  drawTime(t, "finished"),
+	}
+}
+
+func drawContainer(t *rapid.T) pod.Container {
+	return pod.Container{
+		Name:     rapid.SampledFrom([]string{"gpu-dev", "sshd", ""}).Draw(t, "name"),
+		Kind:     rapid.SampledFrom([]pod.Kind{pod.App, pod.Init, pod.Sidecar, pod.Ephemeral, ""}).Draw(t, "kind"),
+		ID:       rapid.SampledFrom([]string{"", "containerd://a"}).Draw(t, "id"),
+		Restarts: rapid.IntRange(0, 3).Draw(t, "restarts"),
+		Running:  rapid.Bool().Draw(t, "running"),
+		Waiting:  rapid.SampledFrom([]string{"", "CrashLoopBackOff"}).Draw(t, "waiting"),
+		Current:  drawTermination(t, "current"),
+		Last:     drawTermination(t, "last"),
+	}
+}
+
+func drawPod(t *rapid.T) pod.Pod {
+	p := pod.Pod{
+		Namespace:  "gpu-dev",
+		Name:       "gpu-dev-0",
+		UID:        rapid.SampledFrom([]string{"", "u1"}).Draw(t, "uid"),
+		Phase:      rapid.SampledFrom([]pod.Phase{"", pod.Pending, pod.Running, pod.Succeeded, pod.Failed, pod.Unknown}).Draw(t, "phase"),
+		Reason:     rapid.String().Draw(t, "reason"),
+		Message:    rapid.String().Draw(t, "message"),
+		Deleting:   drawTime(t, "deleting"),
+		Containers: rapid.SliceOfN(rapid.Custom(drawContainer), 0, 4).Draw(t, "containers"),
+	}
+	if rapid.Bool().Draw(t, "disrupted") {
+		p.Disruption = &pod.Disruption{Reason: rapid.String().Draw(t, "why"), Message: rapid.String().Draw(t, "more")}
+	}
+	return p
+}
 
 func checkDeath(t *rapid.T) {
-	p := anyPod.Draw(t, "pod")
+	p := drawPod(t)
 	dead, reason := pod.Dead(p)
 	require.True(t, utf8.ValidString(reason))
 	require.NotContains(t, reason, "\n")

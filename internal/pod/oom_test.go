@@ -55,7 +55,7 @@ func TestOOMTellsContainerAndTime(t *testing.T) {
 }
 
 func checkOOMs(t *rapid.T) {
-	p := anyPod.Draw(t, "pod")
+	p := drawPod(t)
 	seen := map[string]bool{}
 	for _, o := range pod.OOMs(p) {
 		require.False(t, seen[o.Key], "a kill is reported once")
@@ -73,8 +73,8 @@ func FuzzOOMs(f *testing.F) { f.Fuzz(rapid.MakeFuzz(checkOOMs)) }
 func TestAnOOMKeepsItsKeyAcrossTheRestart(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		c := anyContainer.Draw(t, "container")
-		c.Current = &pod.Termination{ContainerID: rapid.SampledFrom([]string{"", "x"}).Draw(t, "id"), Reason: "OOMKilled", FinishedAt: anyTime.Draw(t, "at")}
+		c := drawContainer(t)
+		c.Current = &pod.Termination{ContainerID: rapid.SampledFrom([]string{"", "x"}).Draw(t, "id"), Reason: "OOMKilled", FinishedAt: drawTime(t, "at")}
 		c.Last = nil
 		before := pod.OOMs(pod.Pod{UID: "u", Containers: []pod.Container{c}})
 		c.Last, c.Current, c.Running, c.ID = c.Current, nil, true, "containerd://next"

@@ -68,9 +68,9 @@ func TestNothingIsTakenFromALiveReservationOrOnADoubtfulDate(t *testing.T) {
 		name := rapid.SampledFrom([]string{"", "gpu-dev-0a1b2c3d", "gpu-dev-ffffffff"})
 		uid := rapid.SampledFrom([]string{"", "u1", "u2"})
 		namespace := rapid.SampledFrom([]string{"", "default", "gpu-dev", "team-a"})
-		o := pod.Object{Namespace: namespace.Draw(t, "in"), PodName: name.Draw(t, "of"), UID: uid.Draw(t, "uid"), Created: anyTime.Draw(t, "created")}
+		o := pod.Object{Namespace: namespace.Draw(t, "in"), PodName: name.Draw(t, "of"), UID: uid.Draw(t, "uid"), Created: drawTime(t, "created")}
 		r := pod.Ended{PodName: name.Draw(t, "name"), Namespace: namespace.Draw(t, "namespace"), UID: uid.Draw(t, "recorded"),
-			Start: anyTime.Draw(t, "start"), End: anyTime.Draw(t, "end"), NameIsLive: rapid.Bool().Draw(t, "live")}
+			Start: drawTime(t, "start"), End: drawTime(t, "end"), NameIsLive: rapid.Bool().Draw(t, "live")}
 		if verdict, _ := pod.BelongsTo(o, r); verdict != pod.Belongs {
 			return
 		}
