@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
 // Fact is something that became true and is announced to others at least once.
@@ -19,6 +21,8 @@ type Fact struct {
 	Data       json.RawMessage
 	OccurredAt time.Time
 	Attempts   int
+	// Traceparent, W3C, is of the work that made it true; empty where nobody traced.
+	Traceparent string
 
 	lease uuid.UUID
 }
@@ -36,8 +40,9 @@ func recordFact(ctx context.Context, tx pgx.Tx, factType, subject string, data a
 		    on conflict (subject) do update set last = s.last + 1
 		    returning last
 		)
-		insert into expiry.facts (fact_id, type, subject, sequence, data)
-		select gen_random_uuid(), $1, $2, last, $3 from next`, factType, subject, string(body)) // a string: without a prepared statement pgx would send bytes as bytea
+		insert into expiry.facts (fact_id, type, subject, sequence, data, traceparent)
+		select gen_random_uuid(), $1, $2, last, $3, nullif($4, '') from next`,
+		factType, subject, string(body), telemetry.TraceParent(ctx)) // a string: without a prepared statement pgx would send bytes as bytea
 	if err != nil {
 		return fmt.Errorf("record fact %s of %s: %w", factType, subject, err)
 	}
@@ -47,9 +52,14 @@ func recordFact(ctx context.Context, tx pgx.Tx, factType, subject string, data a
 // ClaimFacts leases unpublished facts whose time has come, oldest first. A fact waits for the earlier ones of its
 // subject, so that a consumer sees the sequence in order as long as nothing is sent twice.
 func (db *DB) ClaimFacts(ctx context.Context, limit int, token uuid.UUID, lease time.Duration) ([]Fact, error) {
-	rows, err := db.pool.Query(ctx, `
+	scan := func(row pgx.CollectableRow) (Fact, error) {
+		var f Fact
+		err := row.Scan(&f.ID, &f.Type, &f.Subject, &f.Sequence, &f.Data, &f.OccurredAt, &f.Attempts, &f.Traceparent, &f.lease)
+		return f, err
+	}
+	facts, err := query(ctx, db, scan, `
 		with picked as (
-		    select f.fact_id from expiry.facts f
+		    select f.fact_id as picked_id from expiry.facts f
 		    where f.published_at is null and f.try_again_at <= clock_timestamp()
 		      and (f.lease_expires_at is null or f.lease_expires_at <= clock_timestamp())
 		      and not exists (
@@ -61,16 +71,9 @@ func (db *DB) ClaimFacts(ctx context.Context, limit int, token uuid.UUID, lease 
 		)
 		update expiry.facts f
 		set lease_token = $2, lease_expires_at = clock_timestamp() + $3
-		from picked where f.fact_id = picked.fact_id
-		returning f.fact_id, f.type, f.subject, f.sequence, f.data, f.occurred_at, f.attempts, f.lease_token`, limit, token, lease)
-	if err != nil {
-		return nil, fmt.Errorf("claim facts: %w", err)
-	}
-	facts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Fact, error) {
-		var f Fact
-		err := row.Scan(&f.ID, &f.Type, &f.Subject, &f.Sequence, &f.Data, &f.OccurredAt, &f.Attempts, &f.lease)
-		return f, err
-	})
+		from picked where f.fact_id = picked_id
+		returning f.fact_id, f.type, f.subject, f.sequence, f.data, f.occurred_at, f.attempts, coalesce(f.traceparent, ''),
+		    f.lease_token`, limit, token, lease)
 	if err != nil {
 		return nil, fmt.Errorf("claim facts: %w", err)
 	}
@@ -79,7 +82,7 @@ func (db *DB) ClaimFacts(ctx context.Context, limit int, token uuid.UUID, lease 
 
 // FactPublished records that the sink took the fact.
 func (db *DB) FactPublished(ctx context.Context, f Fact) error {
-	_, err := db.pool.Exec(ctx, `
+	_, err := db.exec(ctx, `
 		update expiry.facts
 		set published_at = clock_timestamp(), last_error = null, lease_token = null, lease_expires_at = null
 		where fact_id = $1 and lease_token = $2`, f.ID, f.lease)
@@ -91,11 +94,11 @@ func (db *DB) FactPublished(ctx context.Context, f Fact) error {
 
 // FactFailed gives the fact back with the reason why the sink did not take it, to be tried again after pause.
 func (db *DB) FactFailed(ctx context.Context, f Fact, cause error, pause time.Duration) error {
-	_, err := db.pool.Exec(ctx, `
+	_, err := db.exec(ctx, `
 		update expiry.facts
 		set attempts = attempts + 1, last_error = $3, try_again_at = clock_timestamp() + $4,
 		    lease_token = null, lease_expires_at = null
-		where fact_id = $1 and lease_token = $2`, f.ID, f.lease, cause.Error(), pause)
+		where fact_id = $1 and lease_token = $2`, f.ID, f.lease, storable(cause.Error()), pause)
 	if err != nil {
 		return fmt.Errorf("record that fact %s was not taken: %w", f.ID, err)
 	}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
 // FollowUpKind names what a follow-up does.
@@ -35,17 +37,18 @@ type FollowUp struct {
 	Dispatch      int // how often an event was sent for it
 	Attempts      int // failures since the last success
 	LastError     string
+	Traceparent   string // W3C, of who asked for it; empty where nobody traced
 
 	lease uuid.UUID
 }
 
 const followUpColumns = `kind, key, coalesce(reservation_id, ''), subject, detail, version, due_at, dispatch, attempts,
-	coalesce(last_error, ''), coalesce(lease_token, '00000000-0000-0000-0000-000000000000')`
+	coalesce(last_error, ''), coalesce(traceparent, ''), coalesce(lease_token, '00000000-0000-0000-0000-000000000000')`
 
 func scanFollowUp(row pgx.CollectableRow) (FollowUp, error) {
 	var f FollowUp
 	err := row.Scan(&f.Kind, &f.Key, &f.ReservationID, &f.Subject, &f.Detail, &f.Version, &f.DueAt, &f.Dispatch, &f.Attempts,
-		&f.LastError, &f.lease)
+		&f.LastError, &f.Traceparent, &f.lease)
 	return f, err
 }
 
@@ -57,14 +60,17 @@ func requestFollowUp(ctx context.Context, tx pgx.Tx, f FollowUp) error {
 		detail = string(f.Detail)
 	}
 	_, err := tx.Exec(ctx, `
-		insert into expiry.follow_ups as f (kind, key, reservation_id, subject, detail)
-		values ($1, $2, nullif($3, ''), $4, $5)
+		insert into expiry.follow_ups as f (kind, key, reservation_id, subject, detail, traceparent)
+		values ($1, $2, nullif($3, ''), $4, $5, nullif($6, ''))
 		on conflict (kind, key) do update
-		set state = 'due', outcome = null, finished_at = null, detail = excluded.detail,
+		set attempts   = case when f.state = 'done' then 0 else f.attempts end,
+		    last_error = case when f.state = 'due' then f.last_error end,
+		    state = 'due', outcome = null, finished_at = null,
+		    detail = excluded.detail, traceparent = excluded.traceparent,
 		    version = f.version + 1, due_at = clock_timestamp(), ask_again_at = '-infinity',
-		    attempts = 0, last_error = null, updated_at = clock_timestamp()
+		    updated_at = clock_timestamp()
 		where f.state = 'done' or f.lease_expires_at > clock_timestamp()`,
-		f.Kind, f.Key, f.ReservationID, f.Subject, detail)
+		f.Kind, f.Key, f.ReservationID, f.Subject, detail, telemetry.TraceParent(ctx))
 	if err != nil {
 		return fmt.Errorf("request %s %s: %w", f.Kind, f.Key, err)
 	}
@@ -74,7 +80,7 @@ func requestFollowUp(ctx context.Context, tx pgx.Tx, f FollowUp) error {
 // DispatchDue picks follow-ups that are due, are not being worked on and have not been asked for within askAgain, and
 // raises their dispatch number. The oldest come first.
 func (db *DB) DispatchDue(ctx context.Context, limit int, askAgain time.Duration) ([]FollowUp, error) {
-	rows, err := db.pool.Query(ctx, `
+	picked, err := query(ctx, db, scanFollowUp, `
 		with picked as (
 		    select kind as picked_kind, key as picked_key from expiry.follow_ups
 		    where state = 'due' and due_at <= clock_timestamp() and ask_again_at <= clock_timestamp()
@@ -90,28 +96,40 @@ func (db *DB) DispatchDue(ctx context.Context, limit int, askAgain time.Duration
 	if err != nil {
 		return nil, fmt.Errorf("pick due follow-ups: %w", err)
 	}
-	picked, err := pgx.CollectRows(rows, scanFollowUp)
-	if err != nil {
-		return nil, fmt.Errorf("pick due follow-ups: %w", err)
-	}
 	return picked, nil
 }
 
-// UndoDispatch lets a follow-up whose event nobody took be dispatched again at once.
-func (db *DB) UndoDispatch(ctx context.Context, f FollowUp) error {
-	_, err := db.pool.Exec(ctx, `
-		update expiry.follow_ups set ask_again_at = '-infinity', updated_at = clock_timestamp()
-		where kind = $1 and key = $2 and dispatch = $3`, f.Kind, f.Key, f.Dispatch)
+// UndoDispatch lets a follow-up whose event nobody took be dispatched again after pause.
+func (db *DB) UndoDispatch(ctx context.Context, f FollowUp, pause time.Duration) error {
+	_, err := db.exec(ctx, `
+		update expiry.follow_ups set ask_again_at = clock_timestamp() + $4, updated_at = clock_timestamp()
+		where kind = $1 and key = $2 and dispatch = $3 and ask_again_at > clock_timestamp() + $4`,
+		f.Kind, f.Key, f.Dispatch, pause)
 	if err != nil {
 		return fmt.Errorf("undo the dispatch of %s %s: %w", f.Kind, f.Key, err)
 	}
 	return nil
 }
 
+// NextDispatch returns how long it takes until DispatchDue finds something, 0 where it would now. It reports false
+// where nothing is due at any time.
+func (db *DB) NextDispatch(ctx context.Context) (time.Duration, bool, error) {
+	seconds, err := query(ctx, db, pgx.RowTo[*float64], `
+		select extract(epoch from min(greatest(due_at, ask_again_at, lease_expires_at)) - clock_timestamp())::float8
+		from expiry.follow_ups where state = 'due'`)
+	if err != nil {
+		return 0, false, fmt.Errorf("look for the next due follow-up: %w", err)
+	}
+	if len(seconds) == 0 || seconds[0] == nil {
+		return 0, false, nil
+	}
+	return max(0, time.Duration(*seconds[0]*float64(time.Second))), true, nil
+}
+
 // ClaimFollowUp leases a due follow-up to the caller for the given time. It reports false, without an error, where
-// the row is absent, done, not due yet or under another's lease.
+// the row is absent, done, not due yet or under another's lease: FollowUpStanding says which.
 func (db *DB) ClaimFollowUp(ctx context.Context, kind FollowUpKind, key string, token uuid.UUID, lease time.Duration) (FollowUp, bool, error) {
-	rows, err := db.pool.Query(ctx, `
+	claimed, err := query(ctx, db, scanFollowUp, `
 		update expiry.follow_ups
 		set lease_token = $3, lease_expires_at = clock_timestamp() + $4, updated_at = clock_timestamp()
 		where kind = $1 and key = $2 and state = 'due' and due_at <= clock_timestamp()
@@ -120,14 +138,39 @@ func (db *DB) ClaimFollowUp(ctx context.Context, kind FollowUpKind, key string, 
 	if err != nil {
 		return FollowUp{}, false, fmt.Errorf("claim %s %s: %w", kind, key, err)
 	}
-	claimed, err := pgx.CollectRows(rows, scanFollowUp)
-	if err != nil {
-		return FollowUp{}, false, fmt.Errorf("claim %s %s: %w", kind, key, err)
-	}
 	if len(claimed) == 0 {
 		return FollowUp{}, false, nil
 	}
 	return claimed[0], true, nil
+}
+
+// Standing says how a follow-up stands.
+type Standing string
+
+// Where a follow-up may stand.
+const (
+	Absent    Standing = "absent"  // nobody asked for it
+	Finished  Standing = "done"    // nothing is left to do
+	NotDue    Standing = "not due" // its time has not come
+	Held      Standing = "held"    // somebody else works on it
+	Claimable Standing = "due"
+)
+
+// FollowUpStanding tells why a follow-up could not be claimed.
+func (db *DB) FollowUpStanding(ctx context.Context, kind FollowUpKind, key string) (Standing, error) {
+	found, err := query(ctx, db, pgx.RowTo[Standing], `
+		select case when state = 'done' then 'done'
+		            when lease_expires_at > clock_timestamp() then 'held'
+		            when due_at > clock_timestamp() then 'not due'
+		            else 'due' end
+		from expiry.follow_ups where kind = $1 and key = $2`, kind, key)
+	if err != nil {
+		return "", fmt.Errorf("look at %s %s: %w", kind, key, err)
+	}
+	if len(found) == 0 {
+		return Absent, nil
+	}
+	return found[0], nil
 }
 
 // FinishFollowUp records that the claimed work is done and how it ended. Where it was asked for again meanwhile it
@@ -161,28 +204,33 @@ func finishFollowUp(ctx context.Context, tx pgx.Tx, f FollowUp, outcome string) 
 }
 
 // PostponeFollowUp gives the claimed work back, to be looked at again after pause: it waits for the world, it did not
-// fail.
-func (db *DB) PostponeFollowUp(ctx context.Context, f FollowUp, pause time.Duration) error {
-	_, err := db.pool.Exec(ctx, `
-		update expiry.follow_ups
-		set due_at = clock_timestamp() + $4, ask_again_at = '-infinity', attempts = 0, last_error = null,
-		    lease_token = null, lease_expires_at = null, updated_at = clock_timestamp()
-		where kind = $1 and key = $2 and lease_token = $3`, f.Kind, f.Key, f.lease, pause)
-	if err != nil {
-		return fmt.Errorf("postpone %s %s: %w", f.Kind, f.Key, err)
-	}
-	return nil
+// fail. Where it was asked for again meanwhile it is due at once. It reports whether the lease was still held.
+func (db *DB) PostponeFollowUp(ctx context.Context, f FollowUp, pause time.Duration) (bool, error) {
+	return db.giveBack(ctx, f, "postpone", `
+		due_at = case when version = $4 then clock_timestamp() + $5 else due_at end, attempts = 0, last_error = null`,
+		f.Version, pause)
 }
 
-// FailFollowUp gives the claimed work back with the reason it failed, to be tried again after pause.
-func (db *DB) FailFollowUp(ctx context.Context, f FollowUp, cause error, pause time.Duration) error {
-	_, err := db.pool.Exec(ctx, `
+// FailFollowUp gives the claimed work back with the reason it failed, to be tried again after pause. It reports
+// whether the lease was still held.
+func (db *DB) FailFollowUp(ctx context.Context, f FollowUp, cause error, pause time.Duration) (bool, error) {
+	return db.giveBack(ctx, f, "record the failure of", `
+		due_at = clock_timestamp() + $5, attempts = attempts + 1, last_error = $4`, storable(cause.Error()), pause)
+}
+
+// HandBackFollowUp gives the claimed work back as it was: due, and no failure. It reports whether the lease was
+// still held.
+func (db *DB) HandBackFollowUp(ctx context.Context, f FollowUp) (bool, error) {
+	return db.giveBack(ctx, f, "hand back", "due_at = due_at")
+}
+
+func (db *DB) giveBack(ctx context.Context, f FollowUp, doing, set string, args ...any) (bool, error) {
+	touched, err := db.exec(ctx, `
 		update expiry.follow_ups
-		set due_at = clock_timestamp() + $5, ask_again_at = '-infinity', attempts = attempts + 1, last_error = $4,
-		    lease_token = null, lease_expires_at = null, updated_at = clock_timestamp()
-		where kind = $1 and key = $2 and lease_token = $3`, f.Kind, f.Key, f.lease, cause.Error(), pause)
+		set ask_again_at = '-infinity', lease_token = null, lease_expires_at = null, updated_at = clock_timestamp(), `+set+`
+		where kind = $1 and key = $2 and lease_token = $3`, append([]any{f.Kind, f.Key, f.lease}, args...)...)
 	if err != nil {
-		return fmt.Errorf("record the failure of %s %s: %w", f.Kind, f.Key, err)
+		return false, fmt.Errorf("%s %s %s: %w", doing, f.Kind, f.Key, err)
 	}
-	return nil
+	return touched == 1, nil
 }

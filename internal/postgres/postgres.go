@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -63,6 +64,8 @@ func (db *DB) Ping(ctx context.Context) error {
 // Now returns the database's clock, the only one that decides.
 func (db *DB) Now(ctx context.Context) (time.Time, error) {
 	var now time.Time
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	if err := db.pool.QueryRow(ctx, "select clock_timestamp()").Scan(&now); err != nil {
 		return time.Time{}, fmt.Errorf("read the database clock: %w", err)
 	}
@@ -89,4 +92,28 @@ func (db *DB) inTx(ctx context.Context, work func(tx pgx.Tx) error) error {
 		}
 	}
 	return err
+}
+
+// exec runs one statement by itself and returns how many rows it touched.
+func (db *DB) exec(ctx context.Context, statement string, args ...any) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	tag, err := db.pool.Exec(ctx, statement, args...)
+	return tag.RowsAffected(), err
+}
+
+// query runs one statement by itself and collects what it returns.
+func query[T any](ctx context.Context, db *DB, scan pgx.RowToFunc[T], statement string, args ...any) ([]T, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	rows, err := db.pool.Query(ctx, statement, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, scan)
+}
+
+// storable drops what a text column refuses: NUL, and bytes that are no UTF-8. Errors and events of others may hold both.
+func storable(text string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "")
 }

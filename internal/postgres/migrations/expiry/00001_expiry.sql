@@ -58,6 +58,7 @@ create table expiry.follow_ups (
     last_error       text,
     lease_token      uuid,
     lease_expires_at timestamptz,
+    traceparent      text,                        -- of who asked for it
     created_at       timestamptz not null default clock_timestamp(),
     updated_at       timestamptz not null default clock_timestamp(),
     finished_at      timestamptz,
@@ -178,20 +179,24 @@ create table expiry.fact_sequences (
     last    bigint not null
 );
 
--- What the broker gave up on.
+-- What the broker gave up on. The same event given up on again is the same row.
 create table expiry.dead_letters (
     dead_letter_id bigint generated always as identity primary key,
-    received_at    timestamptz not null default clock_timestamp(),
+    received_at    timestamptz not null default clock_timestamp(), -- the last time
+    arrivals       integer     not null default 1,
     event_id       text        not null,
     event_type     text        not null,
     event_source   text        not null,
     event_subject  text,
-    event          jsonb       not null,          -- the whole event, structured mode
+    event          json        not null,          -- the whole event, structured mode, as it came: jsonb refuses \u0000
     error_code     text,
     error_data     text,
+    error_dest     text,
     replays        integer     not null default 0,
     replayed_at    timestamptz
 );
+-- Hashed, since an index entry has a size limit and a sender's id has none.
+create unique index dead_letters_of_event on expiry.dead_letters (md5(event_source), md5(event_id));
 
 -- +goose Down
 drop schema expiry cascade;
