@@ -112,6 +112,7 @@ create table expiry.cleanups (
     disk_size           text,                     -- as `du` says it, "1.2G"
     content_key         text,                     -- s3://…, the listing
     pod_gone_at         timestamptz,
+    containers_terminated_at timestamptz,         -- the kubelet was seen to report all of them terminated
     detach_requested_at timestamptz,
     detach_forced_at    timestamptz,
     writer_gone_at      timestamptz,              -- the volume was seen available with no attachment
@@ -127,7 +128,7 @@ create table expiry.cleanup_steps (
     finished_at    timestamptz,
     outcome        text,                          -- done, already_gone, not_ours, missing, skipped, …
     detail         text,
-    attempts       integer     not null default 0,
+    attempts       integer     not null default 0, -- failures, kept once it is finished
     last_error     text,
     primary key (reservation_id, step)
 );
