@@ -27,24 +27,44 @@ type Fact struct {
 	lease uuid.UUID
 }
 
+// newFact is a fact about to be recorded.
+type newFact struct {
+	Type    string
+	Subject string
+	Data    any
+}
+
 // recordFact adds a fact to the outbox within the transaction that makes it true. The sequence row it locks orders
 // concurrent facts of one subject.
 func recordFact(ctx context.Context, tx pgx.Tx, factType, subject string, data any) error {
-	body, err := json.Marshal(data)
-	if err != nil {
-		return fmt.Errorf("encode fact %s of %s: %w", factType, subject, err)
+	return recordFacts(ctx, tx, []newFact{{factType, subject, data}})
+}
+
+// recordFacts is recordFact for many at once, at most one for each subject.
+func recordFacts(ctx context.Context, tx pgx.Tx, facts []newFact) error {
+	var types, subjects, data []string
+	for _, f := range facts {
+		body, err := json.Marshal(f.Data)
+		if err != nil {
+			return fmt.Errorf("encode fact %s of %s: %w", f.Type, f.Subject, err)
+		}
+		types, subjects = append(types, f.Type), append(subjects, f.Subject)
+		data = append(data, string(body)) // a string: without a prepared statement pgx would send bytes as bytea
 	}
-	_, err = tx.Exec(ctx, `
-		with next as (
-		    insert into expiry.fact_sequences as s (subject, last) values ($2, 1)
+	_, err := tx.Exec(ctx, `
+		with given as (
+		    select * from unnest($1::text[], $2::text[], $3::text[]) as g (type, subject, data)
+		),
+		next as (
+		    insert into expiry.fact_sequences as s (subject, last)
+		    select subject, 1 from given order by subject -- in one order everywhere, against deadlocks
 		    on conflict (subject) do update set last = s.last + 1
-		    returning last
+		    returning subject, last
 		)
-		insert into expiry.facts (fact_id, type, subject, sequence, data, traceparent)
-		select gen_random_uuid(), $1, $2, last, $3, nullif($4, '') from next`,
-		factType, subject, string(body), telemetry.TraceParent(ctx)) // a string: without a prepared statement pgx would send bytes as bytea
+		insert into expiry.facts (fact_id, type, subject, sequence, data)
+		select gen_random_uuid(), type, subject, last, data::jsonb from given join next using (subject)`, types, subjects, data)
 	if err != nil {
-		return fmt.Errorf("record fact %s of %s: %w", factType, subject, err)
+		return fmt.Errorf("record %d facts, %s of %s first: %w", len(facts), facts[0].Type, facts[0].Subject, err)
 	}
 	return nil
 }

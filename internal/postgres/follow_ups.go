@@ -55,24 +55,33 @@ func scanFollowUp(row pgx.CollectableRow) (FollowUp, error) {
 // requestFollowUp makes a follow-up due now. Where it is due already nothing changes; where it is done, or is being
 // worked on, it becomes due again once more.
 func requestFollowUp(ctx context.Context, tx pgx.Tx, f FollowUp) error {
-	detail := "{}" // a string: without a prepared statement pgx would send bytes as bytea
-	if f.Detail != nil {
-		detail = string(f.Detail)
+	return requestFollowUps(ctx, tx, []FollowUp{f})
+}
+
+// requestFollowUps is requestFollowUp for many at once, each given once.
+func requestFollowUps(ctx context.Context, tx pgx.Tx, all []FollowUp) error {
+	var kinds, keys, reservations, subjects, details []string
+	for _, f := range all {
+		detail := "{}" // a string: without a prepared statement pgx would send bytes as bytea
+		if f.Detail != nil {
+			detail = string(f.Detail)
+		}
+		kinds, keys, reservations = append(kinds, string(f.Kind)), append(keys, f.Key), append(reservations, f.ReservationID)
+		subjects, details = append(subjects, f.Subject), append(details, detail)
 	}
 	_, err := tx.Exec(ctx, `
-		insert into expiry.follow_ups as f (kind, key, reservation_id, subject, detail, traceparent)
-		values ($1, $2, nullif($3, ''), $4, $5, nullif($6, ''))
+		insert into expiry.follow_ups as f (kind, key, reservation_id, subject, detail)
+		select kind, key, nullif(reservation_id, ''), subject, detail::jsonb
+		from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) as g (kind, key, reservation_id, subject, detail)
+		order by kind, key -- in one order everywhere, against deadlocks
 		on conflict (kind, key) do update
-		set attempts   = case when f.state = 'done' then 0 else f.attempts end,
-		    last_error = case when f.state = 'due' then f.last_error end,
-		    state = 'due', outcome = null, finished_at = null,
-		    detail = excluded.detail, traceparent = excluded.traceparent,
+		set state = 'due', outcome = null, finished_at = null, detail = excluded.detail,
 		    version = f.version + 1, due_at = clock_timestamp(), ask_again_at = '-infinity',
-		    updated_at = clock_timestamp()
+		    attempts = 0, last_error = null, updated_at = clock_timestamp()
 		where f.state = 'done' or f.lease_expires_at > clock_timestamp()`,
-		f.Kind, f.Key, f.ReservationID, f.Subject, detail, telemetry.TraceParent(ctx))
+		kinds, keys, reservations, subjects, details)
 	if err != nil {
-		return fmt.Errorf("request %s %s: %w", f.Kind, f.Key, err)
+		return fmt.Errorf("request %d follow-ups, %s %s first: %w", len(all), all[0].Kind, all[0].Key, err)
 	}
 	return nil
 }
