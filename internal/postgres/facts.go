@@ -61,8 +61,9 @@ func recordFacts(ctx context.Context, tx pgx.Tx, facts []newFact) error {
 		    on conflict (subject) do update set last = s.last + 1
 		    returning subject, last
 		)
-		insert into expiry.facts (fact_id, type, subject, sequence, data)
-		select gen_random_uuid(), type, subject, last, data::jsonb from given join next using (subject)`, types, subjects, data)
+		insert into expiry.facts (fact_id, type, subject, sequence, data, traceparent)
+		select gen_random_uuid(), type, subject, last, data::jsonb, nullif($4, '')
+		from given join next using (subject)`, types, subjects, data, telemetry.TraceParent(ctx))
 	if err != nil {
 		return fmt.Errorf("record %d facts, %s of %s first: %w", len(facts), facts[0].Type, facts[0].Subject, err)
 	}

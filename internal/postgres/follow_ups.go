@@ -70,16 +70,19 @@ func requestFollowUps(ctx context.Context, tx pgx.Tx, all []FollowUp) error {
 		subjects, details = append(subjects, f.Subject), append(details, detail)
 	}
 	_, err := tx.Exec(ctx, `
-		insert into expiry.follow_ups as f (kind, key, reservation_id, subject, detail)
-		select kind, key, nullif(reservation_id, ''), subject, detail::jsonb
+		insert into expiry.follow_ups as f (kind, key, reservation_id, subject, detail, traceparent)
+		select kind, key, nullif(reservation_id, ''), subject, detail::jsonb, nullif($6, '')
 		from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]) as g (kind, key, reservation_id, subject, detail)
 		order by kind, key -- in one order everywhere, against deadlocks
 		on conflict (kind, key) do update
-		set state = 'due', outcome = null, finished_at = null, detail = excluded.detail,
+		set attempts   = case when f.state = 'done' then 0 else f.attempts end,
+		    last_error = case when f.state = 'due' then f.last_error end,
+		    state = 'due', outcome = null, finished_at = null,
+		    detail = excluded.detail, traceparent = excluded.traceparent,
 		    version = f.version + 1, due_at = clock_timestamp(), ask_again_at = '-infinity',
-		    attempts = 0, last_error = null, updated_at = clock_timestamp()
+		    updated_at = clock_timestamp()
 		where f.state = 'done' or f.lease_expires_at > clock_timestamp()`,
-		kinds, keys, reservations, subjects, details)
+		kinds, keys, reservations, subjects, details, telemetry.TraceParent(ctx))
 	if err != nil {
 		return fmt.Errorf("request %d follow-ups, %s %s first: %w", len(all), all[0].Kind, all[0].Key, err)
 	}
