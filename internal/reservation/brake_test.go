@@ -1,0 +1,101 @@
+package reservation
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+func TestBrakeStopsMissingPodsFirstAndDeadlinesOnlyWhenClocksDisagree(t *testing.T) {
+	t.Parallel()
+	const agree, disagree = time.Minute, time.Minute + 1
+	for name, tc := range map[string]struct {
+		in        BrakeInput
+		state     BrakeState
+		deadlines bool
+		missing   int
+		says      bool
+	}{
+		"nothing to end":               {BrakeInput{Active: 100}, BrakeReleased, true, 0, false},
+		"exactly the share":            {BrakeInput{Active: 100, Overdue: 10, Missing: 10}, BrakeReleased, true, 10, false},
+		"over the share":               {BrakeInput{Active: 100, Overdue: 10, Missing: 11}, BrakeMissing, true, 0, true},
+		"over the share, dead count":   {BrakeInput{Active: 100, Dead: 20, Missing: 1}, BrakeMissing, true, 0, true},
+		"few reservations: under min":  {BrakeInput{Active: 5, Missing: 5}, BrakeReleased, true, 5, false},
+		"few reservations: over min":   {BrakeInput{Active: 6, Missing: 6}, BrakeMissing, true, 0, true},
+		"only deadlines":               {BrakeInput{Active: 10, Overdue: 10}, BrakeReleased, true, 0, true},
+		"only deadlines, clocks agree": {BrakeInput{Active: 10, Overdue: 10, ClockSkew: -agree}, BrakeReleased, true, 0, true},
+		"only deadlines, clocks apart": {BrakeInput{Active: 10, Overdue: 10, ClockSkew: disagree}, BrakeAll, false, 0, true},
+		"machine ahead":                {BrakeInput{Active: 10, Overdue: 9, Missing: 1, ClockSkew: -disagree}, BrakeAll, false, 0, true},
+		"clocks apart, under limit":    {BrakeInput{Active: 100, Overdue: 10, Missing: 1, ClockSkew: time.Hour}, BrakeReleased, true, 1, false},
+		"clocks apart, only missing":   {BrakeInput{Active: 10, Missing: 10, ClockSkew: time.Hour}, BrakeMissing, true, 0, true},
+		"only dead":                    {BrakeInput{Active: 10, Dead: 10}, BrakeReleased, true, 0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tc.in.Percent, tc.in.Min = 20, 5
+			got := Brake(tc.in)
+			require.Equal(t, tc.state, got.State)
+			require.Equal(t, tc.state != BrakeReleased, got.Engaged())
+			require.Equal(t, tc.deadlines, got.DeadlinesAllowed)
+			require.Equal(t, tc.missing, got.MissingAllowed)
+			require.Equal(t, tc.says, got.Reason != "", got.Reason)
+		})
+	}
+}
+
+func TestBrakeSaysWhatItHoldsBack(t *testing.T) {
+	t.Parallel()
+	in := BrakeInput{Active: 40, Overdue: 3, Dead: 1, Missing: 30, Percent: 20, Min: 5, ClockSkew: 90*time.Second + time.Millisecond}
+	require.Equal(t, "would end 34 of 40 active reservations at once (3 by deadline, 1 dead, 30 missing), more than 20% and more than 5, "+
+		"and the database clock differs from this machine's by 1m30s: nothing ends by deadline or for a missing pod", Brake(in).Reason)
+	in.ClockSkew = 0
+	require.Equal(t, "would end 34 of 40 active reservations at once (3 by deadline, 1 dead, 30 missing), more than 20% and more than 5: "+
+		"nothing ends for a missing pod", Brake(in).Reason)
+}
+
+func TestBrakeLimitsOfZeroAndAHundredPercent(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, BrakeMissing, Brake(BrakeInput{Active: 1000, Missing: 1}).State, "0 % and a minimum of 0 stop every missing ending")
+	require.Equal(t, BrakeReleased, Brake(BrakeInput{Active: 50, Missing: 50, Percent: 100}).State, "100 % stops none")
+}
+
+func TestBrakeIsMonotone(t *testing.T) {
+	t.Parallel()
+	rank := map[BrakeState]int{BrakeReleased: 0, BrakeMissing: 1, BrakeAll: 2}
+	rapid.Check(t, func(t *rapid.T) {
+		in := BrakeInput{
+			Active:  rapid.IntRange(0, 300).Draw(t, "active"),
+			Percent: rapid.IntRange(0, 100).Draw(t, "percent"),
+			Min:     rapid.IntRange(0, 20).Draw(t, "min"),
+			Overdue: rapid.IntRange(0, 100).Draw(t, "overdue"),
+			Dead:    rapid.IntRange(0, 100).Draw(t, "dead"),
+			Missing: rapid.IntRange(0, 100).Draw(t, "missing"),
+		}
+		in.ClockSkew = time.Duration(rapid.IntRange(-180, 180).Draw(t, "skew")) * time.Second
+		worse := in
+		switch rapid.IntRange(0, 4).Draw(t, "what gets worse") {
+		case 0:
+			worse.Overdue++
+		case 1:
+			worse.Missing++
+		case 2:
+			worse.Dead++
+		case 3:
+			worse.Active = max(0, in.Active-1)
+		case 4:
+			worse.ClockSkew *= 2
+		}
+		was, is := Brake(in), Brake(worse)
+		if rank[is.State] < rank[was.State] {
+			t.Fatalf("%+v is %s but %+v is %s", in, was.State, worse, is.State)
+		}
+		if is.MissingAllowed != 0 && is.MissingAllowed != worse.Missing {
+			t.Fatalf("allows %d of %d", is.MissingAllowed, worse.Missing)
+		}
+		if was.State == BrakeReleased && was.MissingAllowed != in.Missing {
+			t.Fatal("released and yet holding back")
+		}
+	})
+}
