@@ -110,3 +110,22 @@ type SweepFailure struct {
 	Part  string `json:"part"`
 	Error string `json:"error"`
 }
+
+// Sweep is the data of SweepCompleted.
+type Sweep struct {
+	SweepID    string         `json:"sweepId"`
+	Trigger    string         `json:"trigger,omitempty"` // the type of the event that asked for it, or "shell"
+	StartedAt  time.Time      `json:"startedAt"`
+	FinishedAt time.Time      `json:"finishedAt"`
+	Outcome    string         `json:"outcome"` // completed, partial or failed
+	Braked     bool           `json:"braked,omitempty"`
+	Paused     bool           `json:"paused,omitempty"`
+	Counts     map[string]int `json:"counts"`
+	Failures   []PartFailure  `json:"failures,omitempty"`
+}
+
+// PartFailure says which part of a sweep failed, and how.
+type PartFailure struct {
+	Part  string `json:"part"`
+	Error string `json:"error"`
+}
