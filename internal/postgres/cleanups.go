@@ -1,0 +1,276 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/reservation"
+)
+
+// How a cleanup, and before it its disk's part, may end.
+const (
+	OutcomeReleased      = "released"        // the disk is kept as a snapshot and free
+	OutcomeNothingToKeep = "nothing_to_keep" // there was no volume
+	OutcomeSuperseded    = "superseded"      // disk, volume or name are in a newer reservation's hands
+	OutcomeLost          = "lost"            // the volume vanished without a snapshot of ours
+)
+
+// Identity is what stood behind a reservation. It is recorded before the pod goes, which alone knows most of it.
+// Empty fields are unknown.
+type Identity struct {
+	Namespace  string // where the pod was found
+	PodName    string
+	PodUID     string
+	PodCreated time.Time
+	NodeName   string
+	InstanceID string
+	ClaimName  string
+	PVName     string
+	VolumeID   string
+	DiskName   string
+}
+
+// CleanupRecord is a cleanup as recorded, with what the reservation's row says now. Times are zero where the column is
+// null or holds a date that cannot be true.
+type CleanupRecord struct {
+	Identity
+
+	ReservationID string
+	Reason        string
+	UserID        string
+	GPUType       string
+	Status        reservation.Status
+	Vanished      bool // the platform has deleted the reservation's row
+	Started       time.Time
+	Ended         time.Time // by the row, else when a cleanup was first asked for
+	Launched      bool
+	NamedPod      string // columns pod_name and namespace of the row
+	RowNamespace  string
+
+	DiskSize             string // as `du` says it
+	ContentURL           string // s3://…, the listing
+	RequestedAt          time.Time
+	PodGoneAt            time.Time
+	ContainersTerminated bool // the kubelet was seen to report all of the pod's
+	DetachRequestedAt    time.Time
+	DetachForcedAt       time.Time
+	WriterGoneAt         time.Time
+	SettledAt            time.Time
+	Outcome              string
+	Now                  time.Time // the database's clock at this reading
+}
+
+// Over reports whether the reservation has ended for good, so that what stood behind it may go.
+func (c CleanupRecord) Over() bool { return c.Vanished || c.Status.Ended() }
+
+// LoadCleanup reads a reservation's cleanup. It reports false where there is none.
+func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRecord, bool, error) {
+	var c CleanupRecord
+	var started, ended reservation.Instant
+	var podGone, detach, forced, writerGone, settled *time.Time
+	err := db.pool.QueryRow(ctx, `
+		select c.reservation_id, c.reason, coalesce(c.user_id, r.user_id, ''), coalesce(r.gpu_type, ''),
+		       coalesce(r.status, ''), r.reservation_id is null, r.launched_at is not null,
+		       coalesce(c.pod_name, r.pod_name, ''), coalesce(r.namespace, ''),
+		       r.created_at,
+		       coalesce(r.reservation_ended,
+		                case r.status when 'cancelled' then r.cancelled_at when 'failed' then r.failed_at end,
+		                least(r.updated_at, c.requested_at)),
+		       coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''), coalesce(c.node_name, ''),
+		       coalesce(c.instance_id, ''), coalesce(c.claim_name, ''), coalesce(c.pv_name, ''),
+		       coalesce(c.volume_id, substring(r.ebs_volume_id from '^(?:aws://.*/)?(vol-[0-9a-f]{8,17})$'), ''),
+		       coalesce(c.disk_name, r.disk_name, ''), coalesce(c.disk_size, ''), coalesce(c.content_key, ''),
+		       c.requested_at, c.pod_gone_at, c.containers_terminated_at is not null, c.detach_requested_at,
+		       c.detach_forced_at, c.writer_gone_at, c.settled_at, coalesce(c.outcome, ''), clock_timestamp()
+		from expiry.cleanups c
+		left join reservations r using (reservation_id)
+		where c.reservation_id = $1`, reservationID).Scan(
+		&c.ReservationID, &c.Reason, &c.UserID, &c.GPUType,
+		&c.Status, &c.Vanished, &c.Launched,
+		&c.NamedPod, &c.RowNamespace,
+		&started, &ended,
+		&c.Namespace, &c.PodName, &c.PodUID, &c.NodeName,
+		&c.InstanceID, &c.ClaimName, &c.PVName,
+		&c.VolumeID, &c.DiskName, &c.DiskSize, &c.ContentURL,
+		&c.RequestedAt, &podGone, &c.ContainersTerminated, &detach, &forced, &writerGone, &settled, &c.Outcome, &c.Now)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return CleanupRecord{}, false, nil
+	}
+	if err != nil {
+		return CleanupRecord{}, false, fmt.Errorf("read the cleanup of %s: %w", reservationID, err)
+	}
+	c.Started, _ = started.Time()
+	c.Ended, _ = ended.Time()
+	c.PodGoneAt, c.DetachRequestedAt, c.DetachForcedAt = orZero(podGone), orZero(detach), orZero(forced)
+	c.WriterGoneAt, c.SettledAt = orZero(writerGone), orZero(settled)
+	return c, true, nil
+}
+
+func orZero(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.UTC()
+}
+
+// EnsureCleanup asks for the cleanup of a reservation that has ended, whoever ended it, and reports whether one is
+// under way now. It is false for a live or unknown reservation and where the cleanup has settled.
+func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, error) {
+	var open bool
+	err := db.inTx(ctx, func(tx pgx.Tx) error {
+		if err := createCleanup(ctx, tx, reservationID, ""); err != nil {
+			return err
+		}
+		// A cleanup that waits for its snapshot has its own follow-up and is not asked for again.
+		var asked bool
+		err := tx.QueryRow(ctx, `
+			select exists (select from expiry.follow_ups f
+			               where f.reservation_id = c.reservation_id and f.state = 'due' and f.kind in ('cleanup', 'snapshot.sync'))
+			from expiry.cleanups c where c.reservation_id = $1 and c.settled_at is null`, reservationID).Scan(&asked)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("look for the cleanup of %s: %w", reservationID, err)
+		}
+		open = true
+		if asked {
+			return nil
+		}
+		return requestCleanup(ctx, tx, reservationID)
+	})
+	return open && err == nil, err
+}
+
+// createCleanup makes the row of a reservation's cleanup if the reservation has ended. It is idempotent. An empty
+// reason is read from the reservation's row.
+func createCleanup(ctx context.Context, tx pgx.Tx, reservationID, reason string) error {
+	_, err := tx.Exec(ctx, `
+		insert into expiry.cleanups (reservation_id, reason, user_id, pod_name, volume_id, disk_name)
+		select reservation_id, coalesce(nullif($2, ''), nullif(failure_reason, ''), status), user_id, nullif(pod_name, ''),
+		       substring(ebs_volume_id from '^(?:aws://.*/)?(vol-[0-9a-f]{8,17})$'), nullif(disk_name, '')
+		from reservations
+		where reservation_id = $1 and status in ('expired', 'cancelled', 'failed')
+		on conflict do nothing`, reservationID, reason)
+	if err != nil {
+		return fmt.Errorf("create the cleanup of %s: %w", reservationID, err)
+	}
+	return nil
+}
+
+func requestCleanup(ctx context.Context, tx pgx.Tx, reservationID string) error {
+	return requestFollowUp(ctx, tx, FollowUp{Kind: Cleanup, Key: reservationID, ReservationID: reservationID, Subject: reservationID})
+}
+
+// ReopenCleanup asks anew for a settled cleanup, because something of the reservation's is still or again there. The
+// disk's part stays as it ended, unless there was no disk. It reports whether the cleanup was settled; a live
+// reservation's is never reopened.
+func (db *DB) ReopenCleanup(ctx context.Context, reservationID, why string) (bool, error) {
+	var reopened bool
+	err := db.inTx(ctx, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `
+			update expiry.cleanups c
+			set settled_at = null, outcome = null, pod_gone_at = null, containers_terminated_at = null, pod_uid = null
+			where c.reservation_id = $1 and c.settled_at is not null
+			  and not exists (select from reservations r where r.reservation_id = c.reservation_id
+			                  and coalesce(r.status, '') not in ('expired', 'cancelled', 'failed'))`, reservationID)
+		if err != nil {
+			return fmt.Errorf("reopen the cleanup of %s: %w", reservationID, err)
+		}
+		if reopened = tag.RowsAffected() == 1; !reopened {
+			return nil
+		}
+		_, err = tx.Exec(ctx, `
+			update expiry.cleanup_steps
+			set started_at = clock_timestamp(), finished_at = null, outcome = null, detail = 'again: ' || $2::text, attempts = 0
+			where reservation_id = $1 and (step <> $3 or outcome = $4)`, reservationID, why, StepDisk, OutcomeNothingToKeep)
+		if err != nil {
+			return fmt.Errorf("reopen the cleanup of %s: %w", reservationID, err)
+		}
+		return requestCleanup(ctx, tx, reservationID)
+	})
+	return reopened && err == nil, err
+}
+
+// VoidCleanup ends the follow-up of a reservation that turned out to be live, and forgets how far the cleanup was.
+// What was identified stays known. It reports false, and changes nothing, where the reservation has ended after all.
+func (db *DB) VoidCleanup(ctx context.Context, f FollowUp) (bool, error) {
+	var voided bool
+	err := db.inTx(ctx, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `
+			update expiry.cleanups c
+			set pod_gone_at = null, containers_terminated_at = null, detach_requested_at = null, detach_forced_at = null,
+			    writer_gone_at = null
+			from reservations r
+			where c.reservation_id = $1 and c.settled_at is null and r.reservation_id = c.reservation_id
+			  and coalesce(r.status, '') not in ('expired', 'cancelled', 'failed')`, f.ReservationID)
+		if err != nil {
+			return fmt.Errorf("void the cleanup of %s: %w", f.ReservationID, err)
+		}
+		if voided = tag.RowsAffected() == 1; !voided {
+			return nil
+		}
+		_, err = tx.Exec(ctx, `
+			update expiry.cleanup_steps set finished_at = null, outcome = null, detail = 'again: the reservation was live'
+			where reservation_id = $1`, f.ReservationID)
+		if err != nil {
+			return fmt.Errorf("void the cleanup of %s: %w", f.ReservationID, err)
+		}
+		_, err = finishFollowUp(ctx, tx, f, "void")
+		return err
+	})
+	return voided && err == nil, err
+}
+
+// SettleCleanup ends a cleanup whose steps are all finished, with the fact, and its follow-up. It reports false, and
+// changes nothing, while a step is open. Settling twice is settling once.
+func (db *DB) SettleCleanup(ctx context.Context, f FollowUp) (outcome string, settled bool, err error) {
+	err = db.inTx(ctx, func(tx pgx.Tx) error {
+		outcome, settled, err = settleCleanup(ctx, tx, f.ReservationID)
+		if err != nil || !settled {
+			return err
+		}
+		_, err = finishFollowUp(ctx, tx, f, outcome)
+		return err
+	})
+	return outcome, settled && err == nil, err
+}
+
+// settleCleanup is SettleCleanup without the follow-up. The cleanup's outcome is that of its disk.
+func settleCleanup(ctx context.Context, tx pgx.Tx, reservationID string) (outcome string, settled bool, err error) {
+	var user string
+	err = tx.QueryRow(ctx, `
+		select coalesce(user_id, ''), coalesce(outcome, ''), settled_at is not null
+		from expiry.cleanups where reservation_id = $1 for update`, reservationID).Scan(&user, &outcome, &settled)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", false, nil
+	}
+	if err != nil {
+		return "", false, fmt.Errorf("settle the cleanup of %s: %w", reservationID, err)
+	}
+	if settled {
+		return outcome, true, nil
+	}
+	var at time.Time
+	err = tx.QueryRow(ctx, `
+		update expiry.cleanups c
+		set settled_at = clock_timestamp(), outcome = disk.outcome
+		from expiry.cleanup_steps disk
+		where c.reservation_id = $1 and disk.reservation_id = c.reservation_id and disk.step = $2 and disk.finished_at is not null
+		  and (select count(*) from expiry.cleanup_steps s
+		       where s.reservation_id = c.reservation_id and s.step = any($3) and s.finished_at is not null) = cardinality($3)
+		returning c.outcome, c.settled_at`, reservationID, StepDisk, stepNames()).Scan(&outcome, &at)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", false, nil
+	}
+	if err != nil {
+		return "", false, fmt.Errorf("settle the cleanup of %s: %w", reservationID, err)
+	}
+	return outcome, true, recordFact(ctx, tx, event.ReservationCleanedUp, reservationID,
+		event.CleanedUp{ReservationID: reservationID, UserID: user, Outcome: outcome, CleanedUpAt: at.UTC()})
+}

@@ -1,0 +1,43 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Ownership is what the rows say, at one moment, about whose a pod name is.
+type Ownership struct {
+	Over       bool     // the reservation has ended, or its row is gone
+	NameIsLive bool     // another reservation, which has not ended, has the pod name
+	UIDs       []string // of the reservation's own pods, the one seen last first
+}
+
+// Ownership reads who may have a pod called podName: the reservation itself or a live one.
+func (db *DB) Ownership(ctx context.Context, reservationID, podName string) (Ownership, error) {
+	var o Ownership
+	err := db.pool.QueryRow(ctx, `
+		select not exists (select from reservations
+		                   where reservation_id = $1 and coalesce(status, '') not in ('expired', 'cancelled', 'failed')),
+		       exists (select from reservations
+		               where reservation_id <> $1 and status in ('pending', 'queued', 'preparing', 'active')
+		                 and coalesce(nullif(pod_name, ''), 'gpu-dev-' || left(reservation_id, 8)) = $2),
+		       array(select uid from expiry.pods where reservation_id = $1 order by first_seen_at desc)`,
+		reservationID, podName).Scan(&o.Over, &o.NameIsLive, &o.UIDs)
+	if err != nil {
+		return Ownership{}, fmt.Errorf("look for the owner of pod %s: %w", podName, err)
+	}
+	return o, nil
+}
+
+// KnownCluster returns the UID of the cluster in which the reservations live, empty before the first sweep.
+func (db *DB) KnownCluster(ctx context.Context) (string, error) {
+	var uid string
+	err := db.pool.QueryRow(ctx, "select uid from expiry.cluster").Scan(&uid)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return "", fmt.Errorf("read the known cluster: %w", err)
+	}
+	return uid, nil
+}
