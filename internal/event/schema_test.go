@@ -50,7 +50,7 @@ func TestValidateData(t *testing.T) {
 		"a cleanup":                          {event.CleanupRequested, `{"reservationId":"r"}`, ""},
 		"a cleanup of a later version":       {event.CleanupRequested, `{"reservationId":"r","more":1}`, ""},
 		"a cleanup of nothing":               {event.CleanupRequested, `{}`, "reservationId"},
-		"what no column can hold":            {event.CleanupRequested, `{"reservationId":"a\\u0000b"}`, "/reservationId"},
+		"what no column can hold":            {event.CleanupRequested, `{"reservationId":"a\u0000b"}`, "/reservationId"},
 		"a deadline that is no time":         {event.WarningRequested, `{"reservationId":"r","deadline":"soon","levelMinutes":5}`, "/deadline"},
 		"an intent that is no uuid":          {event.SnapshotSyncRequested, `{"intentId":"x"}`, "/intentId"},
 		"an unknown type is nobody's schema": {"dev.example.unknown", `{}`, "no schema"},
