@@ -2,8 +2,6 @@ package reservation
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -72,52 +70,25 @@ func later(a, b Instant) Instant {
 	return a
 }
 
-// Scan implements sql.Scanner for a timestamptz and for its text form. A single row with a date that time.Time or a
-// driver cannot hold must not make the whole result unreadable.
+// Scan implements sql.Scanner. pgx hands over NULL as nil, the infinities as words and every other date, the oldest
+// and the latest that PostgreSQL knows included, as a time: one odd row never makes a whole result unreadable.
 func (i *Instant) Scan(src any) error {
 	switch v := src.(type) {
 	case nil:
 		*i = Instant{}
+		return nil
 	case time.Time:
 		*i = At(v)
+		return nil
 	case string:
-		return i.parse(v)
-	case []byte:
-		return i.parse(string(v))
-	default:
-		return fmt.Errorf("scan a timestamptz: unexpected %T", src)
-	}
-	return nil
-}
-
-// parse reads timestamptz output in DateStyle ISO, any year and era included.
-func (i *Instant) parse(text string) error {
-	switch text {
-	case "infinity":
-		*i = Infinity()
-		return nil
-	case "-infinity":
-		*i = PastInfinity()
-		return nil
-	}
-	rest, beforeChrist := strings.CutSuffix(text, " BC")
-	yearText, rest, found := strings.Cut(rest, "-")
-	year, err := strconv.Atoi(yearText)
-	if !found || err != nil || year < 1 || year > 294_276 {
-		return fmt.Errorf("scan a timestamptz: malformed %.40q", text)
-	}
-	if beforeChrist {
-		year = 1 - year
-	}
-	// A leap year stands in while the rest is parsed: time.Parse takes four digits and refuses 29 February elsewhere.
-	for _, zone := range []string{"Z07", "Z07:00", "Z07:00:00"} {
-		t, err := time.Parse("2006-01-02 15:04:05.999999"+zone, "2000-"+rest)
-		if err != nil {
-			continue
+		switch v {
+		case "infinity":
+			*i = Infinity()
+			return nil
+		case "-infinity":
+			*i = PastInfinity()
+			return nil
 		}
-		_, offset := t.Zone()
-		*i = At(time.Date(year, t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), time.FixedZone("", offset)))
-		return nil
 	}
-	return fmt.Errorf("scan a timestamptz: malformed %.40q", text)
+	return fmt.Errorf("scan a timestamptz: unexpected %T %.40v", src, src)
 }
