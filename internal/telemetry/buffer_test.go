@@ -1,0 +1,111 @@
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+)
+
+// recorder is a buffer whose exports are kept, and fail with err while that is set.
+type recorder struct {
+	*buffer
+	names []string
+	sizes []int
+	err   error
+}
+
+func newRecorder(t *testing.T) (*recorder, *sdktrace.TracerProvider) {
+	t.Helper()
+	r := &recorder{}
+	r.buffer = newBuffer(func(_ context.Context, batch []sdktrace.ReadOnlySpan) error {
+		if r.err != nil {
+			return r.err
+		}
+		r.sizes = append(r.sizes, len(batch))
+		for _, s := range batch {
+			r.names = append(r.names, s.Name())
+		}
+		return nil
+	})
+	return r, sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(r.buffer))
+}
+
+func TestNoSpanIsExportedBeforeTheOneItHangsBelow(t *testing.T) {
+	t.Parallel()
+	r, provider := newRecorder(t)
+	tracer := provider.Tracer("test")
+	ctx, action := tracer.Start(t.Context(), "action")
+	stepCtx, step := tracer.Start(ctx, "step")
+	_, call := tracer.Start(stepCtx, "call")
+	call.End()
+	step.End()
+
+	require.NoError(t, r.ForceFlush(t.Context())) // another delivery's; a kill may follow
+	require.Empty(t, r.names)
+
+	action.End()
+	_, late := tracer.Start(stepCtx, "late")
+	late.End()
+	require.NoError(t, r.ForceFlush(t.Context()))
+	require.Equal(t, []string{"call", "step", "action", "late"}, r.names)
+	require.Empty(t, r.open)
+}
+
+func TestAChildThatOutlivesItsFamilyIsExportedOnItsOwn(t *testing.T) {
+	t.Parallel()
+	r, provider := newRecorder(t)
+	tracer := provider.Tracer("test")
+	ctx, action := tracer.Start(t.Context(), "action")
+	_, child := tracer.Start(ctx, "child")
+	action.End()
+	require.NoError(t, r.ForceFlush(t.Context()))
+	child.End()
+	require.NoError(t, r.ForceFlush(t.Context()))
+	require.Equal(t, []string{"action", "child"}, r.names)
+}
+
+func TestTheBufferExportsInBatchesAndForgetsTheOldestWhenFull(t *testing.T) {
+	t.Parallel()
+	r, provider := newRecorder(t)
+	tracer := provider.Tracer("test")
+	add := func(name string, n int) {
+		for range n {
+			_, s := tracer.Start(t.Context(), name)
+			s.End()
+		}
+	}
+	add("old", 100)
+	add("new", bufferLimit)
+	r.err = errors.New("connection refused")
+	require.Error(t, r.ForceFlush(t.Context()))
+	r.err = nil
+	require.NoError(t, r.ForceFlush(t.Context()))
+	require.Len(t, r.names, bufferLimit)
+	require.NotContains(t, r.names, "old")
+	require.Equal(t, batchSize, r.sizes[0])
+}
+
+func TestABatchThatMayHaveArrivedIsForgotten(t *testing.T) {
+	t.Parallel()
+	r, provider := newRecorder(t)
+	_, s := provider.Tracer("test").Start(t.Context(), "s")
+	s.End()
+	r.err = ErrUnconfirmed
+	require.Error(t, r.ForceFlush(t.Context()))
+	r.err = nil
+	require.NoError(t, r.ForceFlush(t.Context()))
+	require.Empty(t, r.names)
+}
+
+func TestAFlushThatWaitsForAnotherKeepsItsDeadline(t *testing.T) {
+	t.Parallel()
+	r, _ := newRecorder(t)
+	r.flushing <- struct{}{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.ErrorIs(t, r.ForceFlush(ctx), context.Canceled)
+	<-r.flushing
+}

@@ -1,0 +1,217 @@
+package telemetry_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/protobuf/proto"
+
+	"gpudev.internal/reservation-expiry/internal/telemetry"
+)
+
+// fakeCollector is an OTLP/HTTP endpoint that counts what it was sent, and answers as it is told.
+type fakeCollector struct {
+	*httptest.Server
+	mu     sync.Mutex
+	answer http.HandlerFunc // nil: take it
+	spans  []string
+	pushes int // of metrics
+}
+
+func newCollector(t *testing.T, answer http.HandlerFunc) *fakeCollector {
+	t.Helper()
+	c := &fakeCollector{answer: answer}
+	c.Server = httptest.NewServer(c)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func (c *fakeCollector) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	c.mu.Lock()
+	answer := c.answer
+	var batch collector.ExportTraceServiceRequest
+	if r.URL.Path != "/v1/traces" {
+		c.pushes++
+	} else if proto.Unmarshal(body, &batch) == nil {
+		for _, resource := range batch.ResourceSpans {
+			for _, scope := range resource.ScopeSpans {
+				for _, s := range scope.Spans {
+					c.spans = append(c.spans, s.Name)
+				}
+			}
+		}
+	}
+	c.mu.Unlock()
+	if answer != nil {
+		answer(w, r)
+	}
+}
+
+func (c *fakeCollector) become(answer http.HandlerFunc) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answer = answer
+}
+
+func (c *fakeCollector) got() (spans []string, pushes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]string(nil), c.spans...), c.pushes
+}
+
+// exportingTo returns a Telemetry that speaks OTLP/HTTP to an address, as the environment would make it.
+func exportingTo(t *testing.T, url string) *telemetry.Telemetry {
+	t.Helper()
+	spans, err := otlptracehttp.New(t.Context(), otlptracehttp.WithEndpointURL(url+"/v1/traces"), otlptracehttp.WithRetry(otlptracehttp.RetryConfig{}))
+	require.NoError(t, err)
+	metrics, err := otlpmetrichttp.New(t.Context(), otlpmetrichttp.WithEndpointURL(url+"/v1/metrics"), otlpmetrichttp.WithRetry(otlpmetrichttp.RetryConfig{}))
+	require.NoError(t, err)
+	tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: env{}.get, Spans: spans, Metrics: metrics})
+	require.NoError(t, err)
+	return tel
+}
+
+func deliver(ctx context.Context, tel *telemetry.Telemetry, name string) {
+	ctx, span := tel.StartDelivery(ctx, name)
+	tel.Metrics.SweepDone(ctx, time.Second, "ok")
+	span.End("ok", nil)
+}
+
+// hang never answers while the caller is still there.
+func hang(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+
+func refuse(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Retry-After", "30")
+	w.WriteHeader(http.StatusServiceUnavailable)
+}
+
+func TestFlushDeliversBeforeItReturns(t *testing.T) {
+	t.Parallel()
+	c := newCollector(t, nil)
+	tel := exportingTo(t, c.URL)
+	deliver(t.Context(), tel, "sweep")
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.NoError(t, tel.Flush(cancelled), "a delivery that ran out of time is flushed too")
+	spans, pushes := c.got()
+	require.Equal(t, []string{"sweep"}, spans)
+	require.Equal(t, 1, pushes)
+	require.NoError(t, tel.Shutdown(t.Context()))
+}
+
+func TestABadCollectorCostsADeliveryLessThanASecond(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts connections into its backlog and never reads
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = silent.Close() })
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	for name, url := range map[string]string{
+		"dead":                 closed.URL,
+		"connected and silent": "http://" + silent.Addr().String(),
+		"never answers":        newCollector(t, hang).URL,
+		"refuses for now":      newCollector(t, refuse).URL,
+		"refuses for good":     newCollector(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) }).URL,
+		"black hole":           "http://192.0.2.1:4318", // TEST-NET-1, RFC 5737
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tel := exportingTo(t, url)
+			began := time.Now()
+			deliver(t.Context(), tel, "sweep")
+			exported := tel.Export(t.Context(), telemetry.Record{Reservation: reservation, Start: noon, End: noon})
+			flush := tel.Flush(t.Context())
+			took := time.Since(began)
+			require.Error(t, exported, "nothing is marked as exported")
+			require.Error(t, flush)
+			require.Less(t, took, time.Second)
+			_ = tel.Shutdown(t.Context())
+		})
+	}
+}
+
+func TestWhatNeverLeftTheProcessIsSentByTheNextFlush(t *testing.T) {
+	t.Parallel()
+	c := newCollector(t, nil)
+	address := c.Listener.Addr().String()
+	c.Close()
+	tel := exportingTo(t, "http://"+address)
+	deliver(t.Context(), tel, "sweep")
+	require.Error(t, tel.Flush(t.Context()))
+
+	listener, err := net.Listen("tcp", address)
+	require.NoError(t, err)
+	back := &fakeCollector{}
+	back.Server = httptest.NewUnstartedServer(back)
+	require.NoError(t, back.Listener.Close())
+	back.Listener = listener
+	back.Start()
+	t.Cleanup(back.Close)
+
+	require.NoError(t, tel.Flush(t.Context()))
+	spans, _ := back.got()
+	require.Equal(t, []string{"sweep"}, spans)
+	require.NoError(t, tel.Shutdown(t.Context()))
+}
+
+func TestWhatMayHaveArrivedIsNotSentTwice(t *testing.T) {
+	t.Parallel()
+	c := newCollector(t, hang) // it has read the request, and its answer is lost
+	tel := exportingTo(t, c.URL)
+	deliver(t.Context(), tel, "first")
+	require.ErrorIs(t, tel.Flush(t.Context()), context.DeadlineExceeded)
+	c.become(nil)
+	deliver(t.Context(), tel, "second")
+	require.NoError(t, tel.Flush(t.Context()))
+	spans, _ := c.got()
+	require.Equal(t, []string{"first", "second"}, spans)
+	require.NoError(t, tel.Shutdown(t.Context()))
+}
+
+func TestExportTellsALostAnswerFromARefusedConnection(t *testing.T) {
+	t.Parallel()
+	record := telemetry.Record{Reservation: reservation, Start: noon, End: noon}
+
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	tel := exportingTo(t, closed.URL)
+	err := tel.Export(t.Context(), record)
+	require.Error(t, err)
+	require.NotErrorIs(t, err, telemetry.ErrUnconfirmed)
+	_ = tel.Shutdown(t.Context())
+
+	tel = exportingTo(t, newCollector(t, hang).URL)
+	require.ErrorIs(t, tel.Export(t.Context(), record), telemetry.ErrUnconfirmed)
+	_ = tel.Shutdown(t.Context())
+}
+
+func TestDeliveriesThatFlushAtOnceLoseNothing(t *testing.T) {
+	t.Parallel()
+	c := newCollector(t, nil)
+	tel := exportingTo(t, c.URL)
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			deliver(t.Context(), tel, "sweep")
+			_ = tel.Flush(t.Context())
+		})
+	}
+	all.Wait()
+	require.NoError(t, tel.Shutdown(t.Context()))
+	spans, _ := c.got()
+	require.Len(t, spans, 20)
+}

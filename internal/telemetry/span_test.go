@@ -1,0 +1,198 @@
+package telemetry_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
+)
+
+var reservation = telemetry.Reservation{ID: reservationID, UserID: "ada", Status: "active", GPUType: "h100"}
+
+func TestAnActionBelongsToTheReservationsTraceAndIsLinkedBothWaysWithTheSweep(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, nil)
+
+	ctx, sweep := tel.StartDelivery(t.Context(), "sweep")
+	_, action := tel.StartAction(ctx, "expire", reservation, telemetry.KeyPodName.String("gpu-dev-0b8f3a52"))
+	action.End("expired", nil)
+	sweep.End("ok", nil)
+
+	got := flushed(t, tel, spans)
+	require.Equal(t, telemetry.TraceID(reservationID), got["expire"].SpanContext.TraceID())
+	require.Equal(t, telemetry.RootSpanID(reservationID), got["expire"].Parent.SpanID())
+	require.NotEqual(t, got["sweep"].SpanContext.TraceID(), got["expire"].SpanContext.TraceID())
+	require.False(t, got["sweep"].Parent.IsValid(), "a sweep is a trace of its own")
+
+	require.Len(t, got["expire"].Links, 1)
+	require.Equal(t, got["sweep"].SpanContext.SpanID(), got["expire"].Links[0].SpanContext.SpanID())
+	require.Len(t, got["sweep"].Links, 1)
+	require.Equal(t, got["expire"].SpanContext.SpanID(), got["sweep"].Links[0].SpanContext.SpanID())
+
+	require.Equal(t, map[string]string{
+		"reservation.id": reservationID, "user.id": "ada", "reservation.status": "active", "gpu.type": "h100",
+		"reservation.outcome": "expired", "k8s.pod.name": "gpu-dev-0b8f3a52",
+	}, attributes(got["expire"]))
+	require.Equal(t, "ok", attributes(got["sweep"])["delivery.outcome"])
+	require.Equal(t, noon, got["expire"].StartTime)
+	require.Equal(t, noon, got["expire"].EndTime)
+}
+
+func TestAFollowUpInAnotherProcessLinksBackToTheSweepThatAskedForIt(t *testing.T) {
+	t.Parallel()
+	sender, sent := inMemory(t, nil)
+	receiver, received := inMemory(t, nil)
+
+	ctx, sweep := sender.StartDelivery(t.Context(), "sweep")
+	sweep.LinkReservation(reservationID)
+	e := event.New()
+	e.SetID("1")
+	e.SetSource("/test")
+	e.SetType("dev.gpudev.expiry.warning.requested.v1")
+	telemetry.Inject(ctx, &e)
+	sweep.End("ok", nil)
+
+	_, action := receiver.StartAction(telemetry.Extract(t.Context(), e), "warn", reservation, telemetry.Delivery(e, true)...)
+	action.End("warned", nil)
+
+	asked := flushed(t, sender, sent)["sweep"]
+	got := flushed(t, receiver, received)["warn"]
+	require.Equal(t, telemetry.TraceID(reservationID), got.SpanContext.TraceID())
+	require.Equal(t, telemetry.RootSpanID(reservationID), got.Parent.SpanID())
+	require.Len(t, got.Links, 1)
+	require.Equal(t, asked.SpanContext.SpanID(), got.Links[0].SpanContext.SpanID())
+	require.Equal(t, telemetry.RootSpanID(reservationID), asked.Links[0].SpanContext.SpanID())
+	a := attributes(got)
+	require.Equal(t, "dev.gpudev.expiry.warning.requested.v1", a["cloudevents.event_type"])
+	require.Equal(t, "pubsub", a["faas.trigger"])
+	require.Equal(t, "true", a["faas.coldstart"])
+}
+
+func TestStepsOfAnActionAreItsChildrenAndAsSearchable(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, nil)
+	r := reservation
+	r.Phase = telemetry.PhaseCleanup
+	ctx, action := tel.StartAction(t.Context(), "cleanup", r)
+	ctx, step := tel.StartStep(ctx, "pod")
+	_, inner := tel.StartStep(ctx, "delete")
+	inner.End("gone", nil)
+	step.End("done", nil)
+	action.End("waiting", nil)
+
+	got := flushed(t, tel, spans)
+	require.Equal(t, telemetry.PhaseSpanID(reservationID, telemetry.PhaseCleanup), got["cleanup"].Parent.SpanID())
+	require.Equal(t, got["cleanup"].SpanContext.SpanID(), got["pod"].Parent.SpanID())
+	require.Equal(t, got["pod"].SpanContext.SpanID(), got["delete"].Parent.SpanID())
+	require.Equal(t, reservationID, attributes(got["delete"])["reservation.id"])
+	require.Equal(t, "gone", attributes(got["delete"])["reservation.outcome"])
+	require.Empty(t, got["pod"].Links)
+}
+
+func TestASpanOfAnotherProcessInTheSameTraceIsLinkedToAndNotTakenAsParent(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, nil)
+	elsewhere := trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: telemetry.TraceID(reservationID), SpanID: trace.SpanID{7}, TraceFlags: trace.FlagsSampled, Remote: true,
+	})
+	_, action := tel.StartAction(trace.ContextWithRemoteSpanContext(t.Context(), elsewhere), "sync", reservation)
+	action.End("done", nil)
+	got := flushed(t, tel, spans)["sync"]
+	require.Equal(t, telemetry.RootSpanID(reservationID), got.Parent.SpanID(), "its process may have been killed before it was exported")
+	require.Equal(t, elsewhere.SpanID(), got.Links[0].SpanContext.SpanID())
+}
+
+func TestWorkOnOneReservationInsideAnothersIsItsOwnTrace(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, nil)
+	ctx, first := tel.StartAction(t.Context(), "first", reservation)
+	_, second := tel.StartAction(ctx, "second", telemetry.Reservation{ID: otherID})
+	second.End("done", nil)
+	first.End("done", nil)
+	got := flushed(t, tel, spans)
+	require.Equal(t, telemetry.TraceID(otherID), got["second"].SpanContext.TraceID())
+	require.Equal(t, got["first"].SpanContext.SpanID(), got["second"].Links[0].SpanContext.SpanID())
+	require.Equal(t, got["second"].SpanContext.SpanID(), got["first"].Links[0].SpanContext.SpanID())
+}
+
+func TestAnErrorIsAWordToSearchBy(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, nil)
+	_, a := tel.StartAction(t.Context(), "a", reservation)
+	a.End("", fault.Errorf(fault.Conflict, "detach vol-1: in use"))
+	_, b := tel.StartAction(t.Context(), "b", reservation)
+	b.End("superseded", errors.New("taken"))
+	got := flushed(t, tel, spans)
+	require.Equal(t, "error", attributes(got["a"])["reservation.outcome"])
+	require.Equal(t, "conflict", attributes(got["a"])["error.type"])
+	require.Equal(t, codes.Error, got["a"].Status.Code)
+	require.Equal(t, "detach vol-1: in use", got["a"].Status.Description)
+	require.Equal(t, "superseded", attributes(got["b"])["reservation.outcome"])
+	require.Equal(t, "transient", attributes(got["b"])["error.type"])
+}
+
+func TestALifeIsAlwaysKeptAndTheRestFollowsTheRatio(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, env{"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"})
+	ctx, sweep := tel.StartDelivery(t.Context(), "sweep")
+	ctx, action := tel.StartAction(ctx, "expire", reservation)
+	_, call := tel.TracerProvider().Tracer("client").Start(ctx, "update", trace.WithSpanKind(trace.SpanKindClient))
+	call.End()
+	action.End("expired", nil)
+	sweep.End("ok", nil)
+	got := flushed(t, tel, spans)
+	require.NotContains(t, got, "sweep")
+	require.Contains(t, got, "expire")
+	require.Contains(t, got, "update", "calls below a kept action are kept with it")
+	require.Empty(t, got["expire"].Links, "a link to a span that nobody can look up helps nobody")
+}
+
+func TestACallThatBelongsToNothingIsDropped(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, nil)
+	_, call := tel.TracerProvider().Tracer("client").Start(t.Context(), "GET /livez", trace.WithSpanKind(trace.SpanKindClient))
+	require.False(t, call.IsRecording())
+	call.End()
+	require.Empty(t, flushed(t, tel, spans))
+}
+
+func TestASweepLinksToMoreReservationsThanTheSDKsLimit(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, nil)
+	_, sweep := tel.StartDelivery(t.Context(), "sweep")
+	for range 1000 {
+		sweep.LinkReservation(reservationID)
+	}
+	sweep.End("ok", nil)
+	require.Len(t, flushed(t, tel, spans)["sweep"].Links, 1000)
+}
+
+func TestAMalformedTraceparentIsNoReasonToRefuseAnEvent(t *testing.T) {
+	t.Parallel()
+	for _, parent := range []string{"", "garbage", "00-00000000000000000000000000000000-0000000000000000-01"} {
+		e := event.New()
+		e.SetExtension("traceparent", parent)
+		ctx := telemetry.Extract(t.Context(), e)
+		require.False(t, trace.SpanContextFromContext(ctx).IsValid(), parent)
+	}
+}
+
+func TestAPingIsATimer(t *testing.T) {
+	t.Parallel()
+	e := event.New()
+	e.SetType("dev.knative.sources.ping")
+	e.SetSubject("x")
+	got := map[string]string{}
+	for _, a := range telemetry.Delivery(e, false) {
+		got[string(a.Key)] = a.Value.Emit()
+	}
+	require.Equal(t, "timer", got["faas.trigger"])
+	require.Equal(t, "x", got["cloudevents.event_subject"])
+	require.NotContains(t, got, "faas.coldstart")
+}
