@@ -92,25 +92,6 @@ type DiskRelease struct {
 	ReleasedAt    time.Time `json:"releasedAt"`
 }
 
-// Swept is the data of SweepCompleted: what one sweep did.
-type Swept struct {
-	SweepID    string         `json:"sweepId"`
-	Trigger    string         `json:"trigger"` // the type of the event that asked for it, or "shell"
-	StartedAt  time.Time      `json:"startedAt"`
-	FinishedAt time.Time      `json:"finishedAt"`
-	Outcome    string         `json:"outcome"` // completed, partial or failed
-	Paused     bool           `json:"paused"`
-	Braked     bool           `json:"braked"`
-	Counts     map[string]int `json:"counts"`
-	Failures   []SweepFailure `json:"failures"` // empty, never null
-}
-
-// SweepFailure says which part of a sweep failed and how. The others went on.
-type SweepFailure struct {
-	Part  string `json:"part"`
-	Error string `json:"error"`
-}
-
 // Sweep is the data of SweepCompleted.
 type Sweep struct {
 	SweepID    string         `json:"sweepId"`

@@ -10,22 +10,21 @@ import (
 	"gpudev.internal/reservation-expiry/internal/reservation"
 )
 
-// reservationColumns selects a whole row of the platform's table, under the given alias, for reservationFields. Dates
-// travel as text, for a row may hold one that no driver can read (infinity, the year 20260); the outer join's absent
-// row comes out with an empty id.
+// reservationColumns selects a whole row of the platform's table, under the given alias, for reservationFields. An
+// outer join's absent row comes out with an empty id.
 func reservationColumns(alias string) string {
 	return strings.ReplaceAll(`
 		coalesce(r.reservation_id, ''), coalesce(r.user_id, ''), coalesce(r.status, ''), coalesce(r.name, ''),
 		coalesce(r.gpu_type, ''), coalesce(r.gpu_count, 0), coalesce(r.instance_type, ''), coalesce(r.failure_reason, ''),
-		r.created_at::text, r.launched_at::text, r.expires_at::text, r.updated_at::text,
-		r.failed_at::text, r.cancelled_at::text, r.reservation_ended::text,
+		r.created_at, r.launched_at, r.expires_at, r.updated_at,
+		r.failed_at, r.cancelled_at, r.reservation_ended,
 		coalesce(r.pod_name, ''), coalesce(r.namespace, ''), coalesce(r.node_ip, ''), coalesce(r.node_port, 0),
 		coalesce(r.ebs_availability_zone, ''), coalesce(r.domain_name, ''), coalesce(r.fqdn, ''),
 		coalesce(r.disk_name, ''), coalesce(r.ebs_volume_id, ''),
 		coalesce(r.is_multinode, false), coalesce(r.master_reservation_id, ''), coalesce(r.node_index, 0),
 		coalesce(r.total_nodes, 0),
-		coalesce(r.oom_count, 0), r.last_oom_at::text, coalesce(r.oom_container, ''),
-		r.status_history::text, r.warnings_sent::text, coalesce(r.last_warning_time, 0)`, "r.", alias+".")
+		coalesce(r.oom_count, 0), r.last_oom_at, coalesce(r.oom_container, ''),
+		r.status_history, r.warnings_sent, coalesce(r.last_warning_time, 0)`, "r.", alias+".")
 }
 
 // reservationFields are the scan targets of reservationColumns, in its order.

@@ -6,7 +6,7 @@
 -- One sweep at a time. A crashed sweep's lease lapses by itself.
 create table expiry.sweep_lease (
     singleton  boolean primary key default true check (singleton),
-    token      uuid,
+    token      uuid unique,                       -- the sweep; unique so that taking it over waits for its writes
     holder     text,
     expires_at timestamptz not null default '-infinity'
 );
@@ -22,7 +22,10 @@ create table expiry.sweeps (
     braked      boolean     not null default false,
     paused      boolean     not null default false,
     counts      jsonb       not null default '{}',
-    failures    jsonb       not null default '[]' -- [{"part": …, "error": …}]
+    failures    jsonb       not null default '[]', -- [{"part": …, "error": …}]
+    brake       jsonb,                            -- what would have ended of how many, and what was held back
+    anomalies   jsonb       not null default '[]', -- rows that were reported and left alone
+    durations   jsonb       not null default '{}' -- milliseconds, by part
 );
 create index sweeps_newest on expiry.sweeps (started_at desc);
 
