@@ -123,6 +123,18 @@ func (db *DB) UndoDispatch(ctx context.Context, f FollowUp, pause time.Duration)
 	return nil
 }
 
+// RefuseDispatch records that no event can be made of a follow-up, or that the sink will never take it. It counts as
+// a failure and is asked for again when its dispatch was to be repeated.
+func (db *DB) RefuseDispatch(ctx context.Context, f FollowUp, cause error) error {
+	_, err := db.exec(ctx, `
+		update expiry.follow_ups set attempts = attempts + 1, last_error = $4, updated_at = clock_timestamp()
+		where kind = $1 and key = $2 and dispatch = $3 and state = 'due'`, f.Kind, f.Key, f.Dispatch, storable(cause.Error()))
+	if err != nil {
+		return fmt.Errorf("record that the dispatch of %s %s was refused: %w", f.Kind, f.Key, err)
+	}
+	return nil
+}
+
 // NextDispatch returns how long it takes until DispatchDue finds something, 0 where it would now. It reports false
 // where nothing is due at any time.
 func (db *DB) NextDispatch(ctx context.Context) (time.Duration, bool, error) {
