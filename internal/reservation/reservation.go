@@ -6,8 +6,6 @@
 // this package is the specification.
 package reservation
 
-import "regexp"
-
 // Status is a reservation's status as the platform writes it.
 type Status string
 
@@ -61,7 +59,7 @@ type Reservation struct {
 	ReservationEnded Instant
 
 	PodName          string
-	NamespaceName    string // column `namespace`; see Pod for what its default means
+	NamespaceName    string // column `namespace`
 	NodeIP           string
 	NodePort         int
 	AvailabilityZone string
@@ -87,41 +85,3 @@ type Reservation struct {
 
 // HasDisk reports whether the row speaks of a persistent disk.
 func (r Reservation) HasDisk() bool { return r.DiskName != "" || r.EBSVolumeID != "" }
-
-const (
-	podNamespace     = "gpu-dev"
-	defaultNamespace = "default"
-)
-
-var (
-	dns1123Label     = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-	dns1123Subdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
-)
-
-// Pod returns the pod that a row speaks of: its name, and the namespaces it may be in, most likely first. The pod is
-// absent only where it is absent from all of them. ok is false where the row yields no name that Kubernetes would
-// take: then nothing is known of the pod, and it is neither missing nor gone.
-//
-// The platform's pods are called gpu-dev-<first 8 of reservation_id> where pod_name is NULL. The column `namespace`
-// defaults to `default` while the pods live in `gpu-dev`, so a row that says `default` may mean either.
-func (r Reservation) Pod() (namespaces []string, name string, ok bool) {
-	name = r.PodName
-	if name == "" {
-		if len(r.ID) < 8 {
-			return nil, "", false
-		}
-		name = "gpu-dev-" + r.ID[:8]
-	}
-	if len(name) > 253 || !dns1123Subdomain.MatchString(name) {
-		return nil, "", false
-	}
-	switch {
-	case r.NamespaceName == "" || r.NamespaceName == podNamespace:
-		return []string{podNamespace}, name, true
-	case r.NamespaceName == defaultNamespace:
-		return []string{podNamespace, defaultNamespace}, name, true
-	case dns1123Label.MatchString(r.NamespaceName):
-		return []string{r.NamespaceName}, name, true
-	}
-	return nil, "", false
-}

@@ -37,39 +37,6 @@ func TestEveryStatusIsLiveOrEndedAndUnknownOnesAreNeither(t *testing.T) {
 	}
 }
 
-func TestPodIsNamedByTheRowOrDerivedFromItsID(t *testing.T) {
-	t.Parallel()
-	const id = "0b9d3c1e-8a51-4d6f-9f43-0f4dfe2b7a10"
-	for name, tc := range map[string]struct {
-		row        Reservation
-		namespaces []string
-		pod        string
-	}{
-		"named":                      {Reservation{ID: id, PodName: "gpu-dev-other", NamespaceName: "gpu-dev"}, []string{"gpu-dev"}, "gpu-dev-other"},
-		"derived":                    {Reservation{ID: id}, []string{"gpu-dev"}, "gpu-dev-0b9d3c1e"},
-		"another namespace":          {Reservation{ID: id, NamespaceName: "team-a"}, []string{"team-a"}, "gpu-dev-0b9d3c1e"},
-		"the column's default":       {Reservation{ID: id, NamespaceName: "default"}, []string{"gpu-dev", "default"}, "gpu-dev-0b9d3c1e"},
-		"short id":                   {Reservation{ID: "0b9d3c1"}, nil, ""},
-		"no id":                      {Reservation{}, nil, ""},
-		"id no pod could bear":       {Reservation{ID: "ÄÖÜ-äöü-1234"}, nil, ""},
-		"upper-case id":              {Reservation{ID: strings.ToUpper(id)}, nil, ""},
-		"3,000 characters":           {Reservation{ID: id, PodName: strings.Repeat("x", 3000)}, nil, ""},
-		"longest name":               {Reservation{ID: id, PodName: strings.Repeat("x", 253)}, []string{"gpu-dev"}, strings.Repeat("x", 253)},
-		"path in the name":           {Reservation{ID: id, PodName: "../../nodes/a"}, nil, ""},
-		"namespace no one can have":  {Reservation{ID: id, NamespaceName: "Team A"}, nil, ""},
-		"namespace too long by one":  {Reservation{ID: id, NamespaceName: strings.Repeat("n", 64)}, nil, ""},
-		"namespace of longest label": {Reservation{ID: id, NamespaceName: strings.Repeat("n", 63)}, []string{strings.Repeat("n", 63)}, "gpu-dev-0b9d3c1e"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			namespaces, pod, ok := tc.row.Pod()
-			require.Equal(t, tc.pod != "", ok)
-			require.Equal(t, tc.namespaces, namespaces)
-			require.Equal(t, tc.pod, pod)
-		})
-	}
-}
-
 func TestDiskIsKnownByNameOrVolume(t *testing.T) {
 	t.Parallel()
 	require.False(t, Reservation{}.HasDisk())
