@@ -8,18 +8,19 @@ import (
 
 // Attribute names of our own, where the semantic conventions have none.
 const (
-	KeyReservationID      = attribute.Key("reservation.id")
-	KeyReservationStatus  = attribute.Key("reservation.status")
-	KeyReservationOutcome = attribute.Key("reservation.outcome")
-	KeyReservationReason  = attribute.Key("reservation.reason") // why it ended
-	KeyGPUType            = attribute.Key("gpu.type")
-	KeyDeliveryOutcome    = attribute.Key("delivery.outcome") // what reservation.outcome is for work on no reservation
-	KeyDiskName           = attribute.Key("disk.name")
-	KeyVolumeID           = attribute.Key("aws.ebs.volume_id")
-	KeySnapshotID         = attribute.Key("aws.ebs.snapshot_id")
-	KeyWarningLevel       = attribute.Key("warning.level") // minutes before the deadline
-	KeyCleanupStep        = attribute.Key("cleanup.step")
-	KeyAttempt            = attribute.Key("attempt") // 1 for the first
+	KeyReservationID       = attribute.Key("reservation.id")
+	KeyReservationStatus   = attribute.Key("reservation.status")
+	KeyReservationOutcome  = attribute.Key("reservation.outcome")
+	KeyReservationDeadline = attribute.Key("reservation.deadline") // RFC 3339, UTC
+	KeyReservationReason   = attribute.Key("reservation.reason")   // why it ended
+	KeyGPUType             = attribute.Key("gpu.type")
+	KeyDeliveryOutcome     = attribute.Key("delivery.outcome") // what reservation.outcome is for work on no reservation
+	KeyDiskName            = attribute.Key("disk.name")
+	KeyVolumeID            = attribute.Key("aws.ebs.volume_id")
+	KeySnapshotID          = attribute.Key("aws.ebs.snapshot_id")
+	KeyWarningLevel        = attribute.Key("warning.level") // minutes before the deadline
+	KeyCleanupStep         = attribute.Key("cleanup.step")
+	KeyAttempt             = attribute.Key("attempt") // 1 for the first
 )
 
 // Attributes of the semantic conventions that the services set themselves.

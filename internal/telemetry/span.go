@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -30,6 +31,8 @@ type Reservation struct {
 	UserID  string
 	Status  string
 	GPUType string
+	// Deadline is when it ends, or was to end, as this piece of work believes.
+	Deadline time.Time
 	// Phase files the work below that phase's span, which somebody must write in the end (Export) or the work
 	// stays without its parent. Empty: directly below the root.
 	Phase Phase
@@ -46,6 +49,9 @@ func (r Reservation) attributes() []attribute.KeyValue {
 	}
 	if r.GPUType != "" {
 		attrs = append(attrs, KeyGPUType.String(r.GPUType))
+	}
+	if !r.Deadline.IsZero() {
+		attrs = append(attrs, KeyReservationDeadline.String(r.Deadline.UTC().Format(time.RFC3339)))
 	}
 	return attrs
 }

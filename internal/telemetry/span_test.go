@@ -3,6 +3,7 @@ package telemetry_test
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/stretchr/testify/require"
@@ -13,7 +14,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
-var reservation = telemetry.Reservation{ID: reservationID, UserID: "ada", Status: "active", GPUType: "h100"}
+var reservation = telemetry.Reservation{ID: reservationID, UserID: "ada", Status: "active", GPUType: "h100", Deadline: noon.Add(30 * time.Minute)}
 
 func TestAnActionBelongsToTheReservationsTraceAndIsLinkedBothWaysWithTheSweep(t *testing.T) {
 	t.Parallel()
@@ -37,7 +38,7 @@ func TestAnActionBelongsToTheReservationsTraceAndIsLinkedBothWaysWithTheSweep(t 
 
 	require.Equal(t, map[string]string{
 		"reservation.id": reservationID, "user.id": "ada", "reservation.status": "active", "gpu.type": "h100",
-		"reservation.outcome": "expired", "k8s.pod.name": "gpu-dev-0b8f3a52",
+		"reservation.deadline": "2026-03-01T12:30:00Z", "reservation.outcome": "expired", "k8s.pod.name": "gpu-dev-0b8f3a52",
 	}, attributes(got["expire"]))
 	require.Equal(t, "ok", attributes(got["sweep"])["delivery.outcome"])
 	require.Equal(t, noon, got["expire"].StartTime)
