@@ -1,9 +1,139 @@
 package main
 
-import "context"
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
 
-type cluster struct{}
+// kubernetesVersion is what tools/kube/go.mod requires; generate-gomod.sh there changes both.
+const kubernetesVersion = "v1.36.4"
 
-func (*cluster) name() string                                     { return "kubernetes" }
-func (*cluster) build(context.Context, *stack) error              { return nil }
-func (*cluster) start(context.Context, *stack) (*instance, error) { return &instance{}, nil }
+// progressEvery is how often a long build says that it is still at it.
+const progressEvery = 15 * time.Second
+
+// cluster is tools/kube/cmd/devcluster: etcd, kube-apiserver and simulated nodes in one process.
+type cluster struct{ bin string }
+
+func (*cluster) name() string { return "kubernetes" }
+
+func (c *cluster) build(ctx context.Context, s *stack) error {
+	if os.Getenv("USE_KUBECONFIG") != "" {
+		return nil
+	}
+	if c.bin = os.Getenv("USE_DEVCLUSTER_BIN"); c.bin != "" {
+		return nil
+	}
+	source := filepath.Join(s.repo, "tools", "kube")
+	key, err := hashTree(source)
+	if err != nil {
+		return err
+	}
+	c.bin = filepath.Join(s.cache, "devcluster-"+kubernetesVersion+"-"+key)
+	if _, err := os.Stat(c.bin); err == nil {
+		return nil
+	}
+	s.log.say(c.name(), "building %s (a first build takes 4 to 6 minutes)", kubernetesVersion)
+	// Always the same flags, and no others: a change of flags compiles everything again.
+	version := "k8s.io/component-base/version."
+	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-trimpath", "-o", c.bin+".tmp", "-ldflags",
+		"-s -w -X "+version+"gitVersion="+kubernetesVersion+" -X "+version+"gitMajor=1 -X "+version+"gitMinor=36", "./cmd/devcluster")
+	cmd.Dir = source
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if err := s.runLong(c.name(), cmd); err != nil {
+		return fmt.Errorf("build devcluster: %w", err)
+	}
+	return os.Rename(c.bin+".tmp", c.bin)
+}
+
+// runLong runs a command that prints a line for each thing done, and now and then says how many there are.
+func (s *stack) runLong(component string, cmd *exec.Cmd) error {
+	output, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	begun, said, done := time.Now(), time.Now(), 0
+	var last []string // in case of failure
+	for lines := bufio.NewScanner(output); lines.Scan(); {
+		done++
+		if last = append(last, lines.Text()); len(last) > 15 {
+			last = last[1:]
+		}
+		if time.Since(said) > progressEvery {
+			said = time.Now()
+			s.log.say(component, "%d packages in %.0f s, at %s", done, time.Since(begun).Seconds(), lines.Text())
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("%w\n  %s", err, strings.Join(last, "\n  "))
+	}
+	s.log.say(component, "built in %.0f s", time.Since(begun).Seconds())
+	return nil
+}
+
+// hashTree names a version of a source tree, for this compiler.
+func hashTree(dir string) (string, error) {
+	hash := sha256.New()
+	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH)
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(hash, strings.TrimPrefix(path, dir))
+		_, err = io.Copy(hash, f)
+		return errors.Join(err, f.Close())
+	})
+	if err != nil {
+		return "", fmt.Errorf("hash %s: %w", dir, err)
+	}
+	return fmt.Sprintf("%x", hash.Sum(nil)[:6]), nil
+}
+
+func (c *cluster) start(ctx context.Context, s *stack) (*instance, error) {
+	if given := os.Getenv("USE_KUBECONFIG"); given != "" {
+		s.log.say(c.name(), "using USE_KUBECONFIG %s", given)
+		return &instance{Exports: clusterExports(given)}, nil
+	}
+	dir, err := s.dataDir(c.name())
+	if err != nil {
+		return nil, err
+	}
+	s.log.say(c.name(), "starting %s", filepath.Base(c.bin))
+	made := filepath.Join(dir, "kubeconfig")
+	cmd := exec.Command(c.bin, "--dir", dir, "--audit-log", filepath.Join(s.dir, "logs", "kubernetes-audit.log"))
+	in := &instance{Signal: syscall.SIGTERM, Remove: []string{dir}}
+	err = s.spawn(ctx, c.name(), cmd, in, func(context.Context) error {
+		_, err := os.Stat(made)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Rename(made, s.kubeconfig()); err != nil {
+		return nil, fmt.Errorf("publish kubeconfig: %w", err)
+	}
+	in.Exports = clusterExports(s.kubeconfig())
+	return in, nil
+}
+
+func clusterExports(kubeconfig string) map[string]string {
+	return map[string]string{"KUBECONFIG": kubeconfig, "EKS_CLUSTER_NAME": "devcluster"}
+}
