@@ -35,7 +35,7 @@ type Fact struct {
 // Builder makes the events that this service sends.
 type Builder struct {
 	Source     string            // empty: DefaultSource
-	Extensions map[string]string // set on every event: a SinkBinding's overrides, see ParseOverrides
+	Extensions map[string]string // set on every event: a SinkBinding's overrides
 	Now        func() time.Time  // nil: time.Now
 }
 
@@ -100,25 +100,4 @@ func (b Builder) finish(e ce.Event, partition, traceparent string, data []byte) 
 		return ce.Event{}, fmt.Errorf("build %s %s: %w", e.Type(), e.ID(), err)
 	}
 	return e, nil
-}
-
-// ParseOverrides reads K_CE_OVERRIDES, which a SinkBinding sets: extensions that every outgoing event is to carry.
-// Empty text has none.
-func ParseOverrides(text string) (map[string]string, error) {
-	if text == "" {
-		return nil, nil
-	}
-	var overrides struct {
-		Extensions map[string]string `json:"extensions"`
-	}
-	if err := json.Unmarshal([]byte(text), &overrides); err != nil {
-		return nil, fmt.Errorf("read CloudEvents overrides: %w", err)
-	}
-	probe := ce.New()
-	for name, value := range overrides.Extensions {
-		if err := probe.Context.SetExtension(name, value); err != nil {
-			return nil, fmt.Errorf("read CloudEvents overrides: extension %q: %w", name, err)
-		}
-	}
-	return overrides.Extensions, nil
 }

@@ -68,6 +68,7 @@ create table expiry.follow_ups (
     primary key (kind, key)
 );
 create index follow_ups_due on expiry.follow_ups (due_at) where state = 'due';
+create index follow_ups_done on expiry.follow_ups (finished_at) where state = 'done';
 create index follow_ups_of_reservation on expiry.follow_ups (reservation_id, kind);
 
 -- Pods seen serving a live reservation: the UID by which they are known when the reservation has ended.
@@ -80,6 +81,7 @@ create table expiry.pods (
     first_seen_at  timestamptz not null default clock_timestamp()
 );
 create index pods_of_reservation on expiry.pods (reservation_id);
+create index pods_oldest on expiry.pods (first_seen_at);
 
 -- Active reservations whose pod a direct GET did not find. Deleted as soon as the pod is seen again.
 create table expiry.missing_pods (
@@ -176,6 +178,7 @@ create table expiry.facts (
     lease_expires_at timestamptz,
     unique (subject, sequence)
 );
+create index facts_oldest on expiry.facts (occurred_at);
 create index facts_unpublished on expiry.facts (occurred_at) where published_at is null;
 
 create table expiry.fact_sequences (
@@ -192,7 +195,7 @@ create table expiry.dead_letters (
     event_type     text        not null,
     event_source   text        not null,
     event_subject  text,
-    event          json        not null,          -- the whole event, structured mode, as it came: jsonb refuses \u0000
+    event          text        not null,          -- structured mode; text, since jsonb refuses some valid JSON
     error_code     text,
     error_data     text,
     error_dest     text,
