@@ -58,6 +58,6 @@ func (t *Telemetry) write(r Record) sdktrace.ReadOnlySpan {
 	if r.Error != "" {
 		span.SetStatus(codes.Error, r.Error)
 	}
-	span.End(trace.WithTimestamp(r.End))
+	span.End(trace.WithTimestamp(after(r.Start, r.End)))
 	return span.(sdktrace.ReadOnlySpan) // the sampler records whatever has a reservation.id
 }

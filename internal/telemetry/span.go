@@ -60,6 +60,7 @@ func (r Reservation) attributes() []attribute.KeyValue {
 type Span struct {
 	span       trace.Span
 	t          *Telemetry
+	began      time.Time
 	outcomeKey attribute.Key
 }
 
@@ -97,9 +98,10 @@ func (t *Telemetry) StartStep(ctx context.Context, name string, attrs ...attribu
 }
 
 func (t *Telemetry) start(ctx context.Context, name string, outcome attribute.Key, attrs []attribute.KeyValue, options ...trace.SpanStartOption) (context.Context, *Span) {
-	options = append(options, trace.WithAttributes(attrs...), trace.WithTimestamp(t.now()))
+	began := t.now()
+	options = append(options, trace.WithAttributes(attrs...), trace.WithTimestamp(began))
 	ctx, span := t.tracer.Start(ctx, name, options...)
-	return ctx, &Span{span: span, t: t, outcomeKey: outcome}
+	return ctx, &Span{span: span, t: t, began: began, outcomeKey: outcome}
 }
 
 // linkTo links to the span in ctx, where there is one that somebody can look up.
@@ -130,14 +132,22 @@ func (s *Span) End(outcome string, err error) {
 		if outcome == "" {
 			outcome = "error"
 		}
-		s.span.RecordError(err, trace.WithTimestamp(s.t.now()))
 		s.span.SetStatus(codes.Error, err.Error())
 		s.span.SetAttributes(semconv.ErrorTypeKey.String(fault.KindOf(err).String()))
 	}
 	if outcome != "" {
 		s.span.SetAttributes(s.outcomeKey.String(outcome))
 	}
-	s.span.End(trace.WithTimestamp(s.t.now()))
+	s.span.End(trace.WithTimestamp(after(s.began, s.t.now())))
+}
+
+// after returns end, or the next moment after begin where the clock stood still or was turned back: viewers
+// take a span without a duration for a broken one.
+func after(begin, end time.Time) time.Time {
+	if end.After(begin) {
+		return end
+	}
+	return begin.Add(time.Microsecond)
 }
 
 // TraceID returns the span's trace id in hex, for answers and tables.

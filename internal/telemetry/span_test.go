@@ -42,7 +42,7 @@ func TestAnActionBelongsToTheReservationsTraceAndIsLinkedBothWaysWithTheSweep(t 
 	}, attributes(got["expire"]))
 	require.Equal(t, "ok", attributes(got["sweep"])["delivery.outcome"])
 	require.Equal(t, noon, got["expire"].StartTime)
-	require.Equal(t, noon, got["expire"].EndTime)
+	require.True(t, got["expire"].EndTime.After(noon), "a viewer takes a span without a duration for a broken one")
 }
 
 func TestAFollowUpInAnotherProcessLinksBackToTheSweepThatAskedForIt(t *testing.T) {
