@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -54,21 +55,34 @@ type NewSnapshot struct {
 // Tags returns the snapshot's tags: the platform's, and those by which MadeBy knows it again. Values longer than
 // EC2 takes are cut and keep a hash, so that two different names stay different.
 func (n NewSnapshot) Tags() map[string]string {
-	tags := map[string]string{
-		TagUser:        tagValue(n.Disk.User),
-		TagType:        snapshotType,
-		TagTypeShort:   snapshotType,
-		TagCreatedAt:   strconv.FormatInt(n.CreatedAt.Unix(), 10),
-		TagReservation: tagValue(n.ReservationID),
-		TagAttempt:     strconv.Itoa(n.Attempt),
+	tags := CleanupTags(n.ReservationID)
+	maps.Copy(tags, n.Disk.Tags())
+	tags[TagAttempt] = strconv.Itoa(n.Attempt)
+	tags[TagType] = snapshotType
+	tags[TagTypeShort] = snapshotType
+	tags[TagCreatedAt] = strconv.FormatInt(n.CreatedAt.Unix(), 10)
+	if n.ContentsURL != "" {
+		tags[TagContents] = tagValue(n.ContentsURL)
 	}
-	for key, value := range map[string]string{TagDisk: n.Disk.Name, TagContents: n.ContentsURL, TagSize: n.Size} {
-		if value != "" {
-			tags[key] = tagValue(value)
-		}
+	if n.Size != "" {
+		tags[TagSize] = tagValue(n.Size)
 	}
 	if n.CrashConsistent {
 		tags[TagCrashConsistent] = "true"
+	}
+	return tags
+}
+
+// CleanupTags returns the tags that every snapshot made by a reservation's cleanup carries, whichever its attempt.
+func CleanupTags(reservationID string) map[string]string {
+	return map[string]string{TagReservation: tagValue(reservationID)}
+}
+
+// Tags returns the tags that every snapshot of the disk carries.
+func (k Key) Tags() map[string]string {
+	tags := map[string]string{TagUser: tagValue(k.User)}
+	if k.Name != "" {
+		tags[TagDisk] = tagValue(k.Name)
 	}
 	return tags
 }
