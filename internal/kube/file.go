@@ -46,7 +46,8 @@ cd -P -- "./$own"
 [ "$(pwd -P)" = "${home%/}/$own" ] && [ -O . ] || no "the directory was replaced"
 (set -C; cat >"./$name")
 [ "$(wc -c <"./$name")" -eq "$size" ] || { echo "input was cut short" >&2; exit 74; }
-[ -L "../$name" ] || [ ! -d "../$name" ] || no "$name is a directory"
+[ ! -L "../$name" ] || rm -f -- "../$name"
+[ ! -d "../$name" ] || no "$name is a directory"
 mv -fT -- "./$name" "../$name"
 [ -n "$replaces" ] || exit 0
 cd -P ..

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/require"
+	"github.com/stretchr/testify/assert"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -65,11 +65,6 @@ func podPage(next string, names ...string) *corev1.PodList {
 	return page
 }
 
-func decode(t *testing.T, r *http.Request, into any) {
-	t.Helper()
-	require.NoError(t, json.NewDecoder(r.Body).Decode(into))
-}
-
 // answeringWrapped returns a cluster that always has the pod asked for, and notes what passes its wrapped transport.
 func answeringWrapped(t *testing.T, seen *[]string) *kube.Cluster {
 	t.Helper()
@@ -89,7 +84,7 @@ func readOptions(t *testing.T, r *http.Request, into runtime.Object) {
 	scheme := runtime.NewScheme()
 	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion)
 	body, err := io.ReadAll(r.Body)
-	require.NoError(t, err)
+	assert.NoError(t, err)
 	_, _, err = serializer.NewCodecFactory(scheme).UniversalDeserializer().Decode(body, nil, into)
-	require.NoError(t, err)
+	assert.NoError(t, err)
 }

@@ -1,6 +1,9 @@
 package pod
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+)
 
 // Dead reports whether the pod exists but will never run again, and the kubelet's reason for it: it has failed or
 // succeeded, or it was disrupted and its main container does not run.
@@ -24,11 +27,11 @@ func Dead(p Pod) (dead bool, reason string) {
 
 // deathOf prefers the kubelet's own words, then those of whoever disrupted the pod, then the way a container ended.
 func deathOf(p Pod) string {
-	if p.Reason != "" {
-		return sentence(p.Reason, p.Message)
+	if reason := tidy(p.Reason); reason != "" {
+		return sentence(reason, p.Message)
 	}
-	if p.Disruption != nil && p.Disruption.Reason != "" {
-		return sentence(p.Disruption.Reason, p.Disruption.Message)
+	if p.Disruption != nil {
+		return sentence(cmp.Or(tidy(p.Disruption.Reason), "Disrupted"), p.Disruption.Message)
 	}
 	if c, t := telling(p); t != nil {
 		return sentence(t.Reason, fmt.Sprintf("container %s exited with code %d", c, t.ExitCode))

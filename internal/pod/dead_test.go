@@ -47,10 +47,12 @@ func TestDead(t *testing.T) {
 			{Name: "mount", Kind: pod.Init, Current: &pod.Termination{Reason: "Completed"}},
 			{Name: "setup", Kind: pod.Init, Current: &pod.Termination{Reason: "Error", ExitCode: 3}}, {Name: "gpu-dev", Kind: pod.App, Waiting: "PodInitializing"}}},
 			dead: true, reason: "Error: container setup exited with code 3"},
-		"failed, nothing known":         {pod: pod.Pod{Phase: pod.Failed}, dead: true, reason: "Failed"},
-		"failed, disrupted":             {pod: pod.Pod{Phase: pod.Failed, Disruption: disruption}, dead: true, reason: "EvictionByEvictionAPI: Eviction API: evicting"},
-		"succeeded":                     {pod: pod.Pod{Phase: pod.Succeeded, Containers: []pod.Container{mainEnded("Completed", 0)}}, dead: true, reason: "Completed: container gpu-dev exited with code 0"},
-		"OOM-killed, will be restarted": {pod: pod.Pod{Phase: pod.Running, Containers: []pod.Container{mainEnded("OOMKilled", 137)}}},
+		"failed, nothing known":          {pod: pod.Pod{Phase: pod.Failed}, dead: true, reason: "Failed"},
+		"failed, disrupted":              {pod: pod.Pod{Phase: pod.Failed, Disruption: disruption}, dead: true, reason: "EvictionByEvictionAPI: Eviction API: evicting"},
+		"disrupted, nobody says why":     {pod: pod.Pod{Phase: pod.Running, Reason: "\x00", Disruption: &pod.Disruption{}, Containers: []pod.Container{mainEnded("", 1)}}, dead: true, reason: "Disrupted"},
+		"failed, only the code is known": {pod: pod.Pod{Phase: pod.Failed, Containers: []pod.Container{mainEnded("", 2)}}, dead: true, reason: "container gpu-dev exited with code 2"},
+		"succeeded":                      {pod: pod.Pod{Phase: pod.Succeeded, Containers: []pod.Container{mainEnded("Completed", 0)}}, dead: true, reason: "Completed: container gpu-dev exited with code 0"},
+		"OOM-killed, will be restarted":  {pod: pod.Pod{Phase: pod.Running, Containers: []pod.Container{mainEnded("OOMKilled", 137)}}},
 		"restarted after an OOM kill": {pod: pod.Pod{Phase: pod.Running, Containers: []pod.Container{
 			{Name: "gpu-dev", Kind: pod.App, Running: true, Restarts: 1, Last: &pod.Termination{Reason: "OOMKilled", ExitCode: 137}}}}},
 		"crash loop":              {pod: pod.Pod{Phase: pod.Running, Containers: []pod.Container{{Name: "gpu-dev", Kind: pod.App, Waiting: "CrashLoopBackOff"}}}},
@@ -116,13 +118,13 @@ func drawPod(t *rapid.T) pod.Pod {
 		Name:       "gpu-dev-0",
 		UID:        rapid.SampledFrom([]string{"", "u1"}).Draw(t, "uid"),
 		Phase:      rapid.SampledFrom([]pod.Phase{"", pod.Pending, pod.Running, pod.Succeeded, pod.Failed, pod.Unknown}).Draw(t, "phase"),
-		Reason:     rapid.String().Draw(t, "reason"),
+		Reason:     rapid.OneOf(rapid.Just(""), rapid.String()).Draw(t, "reason"),
 		Message:    rapid.String().Draw(t, "message"),
 		Deleting:   drawTime(t, "deleting"),
 		Containers: rapid.SliceOfN(rapid.Custom(drawContainer), 0, 4).Draw(t, "containers"),
 	}
 	if rapid.Bool().Draw(t, "disrupted") {
-		p.Disruption = &pod.Disruption{Reason: rapid.String().Draw(t, "why"), Message: rapid.String().Draw(t, "more")}
+		p.Disruption = &pod.Disruption{Reason: rapid.OneOf(rapid.Just("\x00"), rapid.String()).Draw(t, "why"), Message: rapid.String().Draw(t, "more")}
 	}
 	return p
 }
@@ -138,6 +140,7 @@ func checkDeath(t *rapid.T) {
 		return
 	}
 	require.NotContains(t, []pod.Phase{"", pod.Pending, pod.Unknown}, p.Phase, "what is not known is not dead")
+	require.NotEmpty(t, reason)
 	if main, ok := p.Main(); p.Phase == pod.Running {
 		require.NotNil(t, p.Disruption)
 		require.True(t, ok && !main.Running, "a pod whose main container runs is not dead")

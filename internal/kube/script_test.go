@@ -1,0 +1,150 @@
+package kube
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// runWrite runs the script as a container would, with the machine's own shell and tools.
+func runWrite(t *testing.T, dir, name, content, replaces string, size int) (stderr string, code int) {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), "/bin/sh", "-c", writeScript, "sh", dir, name, strconv.Itoa(size), replaces)
+	c.Stdin = strings.NewReader(content)
+	var out strings.Builder
+	c.Stderr = &out
+	err := c.Run()
+	if c.ProcessState == nil {
+		require.NoError(t, err)
+	}
+	return out.String(), c.ProcessState.ExitCode()
+}
+
+func put(t *testing.T, path, content string) {
+	t.Helper()
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+}
+
+// holds reports the names in the directory, each with what it holds.
+func holds(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	found := map[string]string{}
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			content, err := os.ReadFile(filepath.Join(dir, e.Name()))
+			require.NoError(t, err)
+			found[e.Name()] = string(content)
+		} else {
+			found[e.Name()] = e.Type().String()
+		}
+	}
+	return found
+}
+
+func TestWriteScriptReplacesTheFileAndTheOlderOnes(t *testing.T) {
+	t.Parallel()
+	home := filepath.Join(t.TempDir(), "a home; with $(odd) 'letters'")
+	put(t, filepath.Join(home, "WARN_EXPIRES_IN_30MIN.txt"), "old")
+	put(t, filepath.Join(home, "WARN_EXPIRES_IN_15MIN.txt"), "older of the same name")
+	put(t, filepath.Join(home, "WARN_own directory", "kept"), "the user's")
+	put(t, filepath.Join(home, ".WARN_EXPIRES_IN_30MIN.txt.new", "WARN_EXPIRES_IN_30MIN.txt"), "left by a writer that died")
+	put(t, filepath.Join(home, ".WARN_EXPIRES_IN_15MIN.txt.new", "WARN_EXPIRES_IN_15MIN.txt"), "left by a writer that died")
+	put(t, filepath.Join(home, "notes.txt"), "the user's")
+	content := "ends soon\n$HOME `id` \x00 é\n"
+	stderr, code := runWrite(t, home, "WARN_EXPIRES_IN_15MIN.txt", content, "WARN_", len(content))
+	require.Zero(t, code, stderr)
+	require.Empty(t, stderr)
+	require.Equal(t, map[string]string{
+		"WARN_EXPIRES_IN_15MIN.txt": content,
+		"WARN_own directory":        "d---------",
+		"notes.txt":                 "the user's",
+	}, holds(t, home))
+	info, err := os.Stat(filepath.Join(home, "WARN_EXPIRES_IN_15MIN.txt"))
+	require.NoError(t, err)
+	require.Equal(t, "-rw-r--r--", info.Mode().String())
+}
+
+func TestWriteScriptLeavesTheOthersWhereNoneAreToGo(t *testing.T) {
+	t.Parallel()
+	home := t.TempDir()
+	put(t, filepath.Join(home, "WARN_EXPIRES_IN_30MIN.txt"), "old")
+	stderr, code := runWrite(t, home, "OOM_DETECTED.txt", "", "", 0)
+	require.Zero(t, code, stderr)
+	require.Equal(t, map[string]string{"WARN_EXPIRES_IN_30MIN.txt": "old", "OOM_DETECTED.txt": ""}, holds(t, home))
+}
+
+func TestWriteScriptPutsNothingWhereInputWasCutShort(t *testing.T) {
+	t.Parallel()
+	home := t.TempDir()
+	put(t, filepath.Join(home, "WARN_5.txt"), "old")
+	_, code := runWrite(t, home, "WARN_5.txt", "only ha", "WARN_", len("only half of it"))
+	require.Equal(t, 74, code)
+	require.Equal(t, map[string]string{"WARN_5.txt": "old"}, holds(t, home))
+}
+
+func TestWriteScriptReplacesLinksAndFollowsNone(t *testing.T) {
+	t.Parallel()
+	for name, target := range map[string]string{"to a file": "secret", "to a directory": "etc", "to nothing": "nothing"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			root := t.TempDir()
+			home := filepath.Join(root, "home")
+			put(t, filepath.Join(home, "notes.txt"), "the user's")
+			put(t, filepath.Join(root, "secret"), "not yours")
+			put(t, filepath.Join(root, "etc", "WARN_x"), "not yours")
+			for _, link := range []string{"WARN_5.txt", "WARN_15.txt", ".WARN_5.txt.new", ".WARN_15.txt.new"} {
+				require.NoError(t, os.Symlink(filepath.Join(root, target), filepath.Join(home, link)))
+			}
+			stderr, code := runWrite(t, home, "WARN_5.txt", "new", "WARN_", 3)
+			require.Zero(t, code, stderr)
+			require.Equal(t, map[string]string{"WARN_5.txt": "new", "notes.txt": "the user's"}, holds(t, home))
+			require.Equal(t, map[string]string{"WARN_x": "not yours"}, holds(t, filepath.Join(root, "etc")))
+			require.Equal(t, map[string]string{"home": "d---------", "etc": "d---------", "secret": "not yours"}, holds(t, root))
+		})
+	}
+}
+
+func TestWriteScriptRefusesToReplaceADirectory(t *testing.T) {
+	t.Parallel()
+	home := t.TempDir()
+	put(t, filepath.Join(home, "WARN_5.txt", "work"), "the user's")
+	stderr, code := runWrite(t, home, "WARN_5.txt", "new", "WARN_", 3)
+	require.Equal(t, exitRefused, code)
+	require.Equal(t, "WARN_5.txt is a directory\n", stderr)
+	require.Equal(t, map[string]string{"WARN_5.txt": "d---------"}, holds(t, home))
+	require.Equal(t, map[string]string{"work": "the user's"}, holds(t, filepath.Join(home, "WARN_5.txt")))
+}
+
+func TestWriteScriptFailsWhereThereIsNoHome(t *testing.T) {
+	t.Parallel()
+	_, code := runWrite(t, filepath.Join(t.TempDir(), "none"), "WARN_5.txt", "new", "WARN_", 3)
+	require.NotZero(t, code)
+	require.NotEqual(t, exitRefused, code, "it may be there later")
+}
+
+func TestTreeScriptFindsThreeLevels(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	home := filepath.Join(root, "home")
+	put(t, filepath.Join(home, "b", "c", "d", "too deep"), "")
+	put(t, filepath.Join(home, "a\nb"), "")
+	put(t, filepath.Join(root, "elsewhere", "private"), "")
+	require.NoError(t, os.Symlink(filepath.Join(root, "elsewhere"), filepath.Join(home, "link")))
+	output, err := exec.CommandContext(t.Context(), "/bin/sh", "-c", treeScript, "sh", home, "1000").Output()
+	require.NoError(t, err)
+	names, whole := foundNames(output)
+	require.True(t, whole)
+	require.Equal(t, []string{".", "./a\nb", "./b", "./link", "./b/c", "./b/c/d"}, names)
+
+	output, err = exec.CommandContext(t.Context(), "/bin/sh", "-c", treeScript, "sh", filepath.Join(root, "none"), "1000").Output()
+	require.Error(t, err)
+	require.Empty(t, output)
+}
