@@ -1,0 +1,63 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// over is a condition on x.reservation_id: nothing will be done for that reservation any more, whether its row is still
+// there or not.
+const over = `
+	not exists (select from reservations r where r.reservation_id = x.reservation_id
+	            and coalesce(r.status, '') not in ('expired', 'cancelled', 'failed'))
+	and not exists (select from expiry.cleanups c where c.reservation_id = x.reservation_id and c.settled_at is null)`
+
+// history says which rows of ours are old news, by table. Each condition is on x, with $2 the age's limit.
+//
+// A fact that no sink was ever configured for counts as kept long enough; one that a sink would not take, and those
+// waiting behind it, are never dropped. The rows that tell what has been dealt with (pods, out-of-memory kills) outlive
+// the pod that shows it.
+var history = []struct{ table, old string }{
+	{"follow_ups", `x.state = 'done' and x.finished_at < $2`},
+	{"facts", `x.occurred_at < $2 and (x.published_at is not null or not exists (
+	     select from expiry.facts f where f.subject = x.subject and f.published_at is null and f.attempts > 0))`},
+	{"dead_letters", `x.received_at < $2`},
+	{"oom_kills", `x.recorded_at < $2 and ` + over},
+	{"pods", `x.first_seen_at < $2 and ` + over},
+	{"snapshots", `x.state = 'purged' and x.settled_at < $2`},
+	{"cleanups", `x.settled_at < $2`},
+}
+
+// ForgetHistory deletes what is over since before the given time, at most limit rows of each table, and returns how
+// many rows went.
+func (db *DB) ForgetHistory(ctx context.Context, lease SweepLease, before time.Time, limit int) (int, error) {
+	forgotten := 0
+	forget := func(table, statement string) error {
+		return db.underLease(ctx, lease, func(tx pgx.Tx) error {
+			tag, err := tx.Exec(ctx, statement, limit, before)
+			if err != nil {
+				return fmt.Errorf("forget old rows of %s: %w", table, err)
+			}
+			forgotten += int(tag.RowsAffected())
+			return nil
+		})
+	}
+	for _, h := range history {
+		err := forget(h.table, `
+			delete from expiry.`+h.table+` where ctid = any(array(
+			    select x.ctid from expiry.`+h.table+` x where `+h.old+` limit $1 for update skip locked))`)
+		if err != nil {
+			return forgotten, err
+		}
+	}
+	// A reservation's sequence is never forgotten: it may still have something to say. A sweep's has one fact only.
+	return forgotten, forget("sweeps", `
+		with old as (
+		    delete from expiry.sweeps where sweep_id in (
+		        select sweep_id from expiry.sweeps where started_at < $2 and outcome <> 'running' order by started_at limit $1)
+		    returning sweep_id::text)
+		delete from expiry.fact_sequences where subject in (select sweep_id from old)`)
+}

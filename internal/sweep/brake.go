@@ -1,0 +1,65 @@
+package sweep
+
+import (
+	"sync"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/reservation"
+)
+
+// Brake is what the brake was asked and what it said.
+type Brake struct {
+	State            reservation.BrakeState `json:"state"`
+	Reason           string                 `json:"reason,omitempty"`
+	Active           int                    `json:"active"` // before anything ended
+	Overdue          int                    `json:"overdue"`
+	Dead             int                    `json:"dead"`
+	Missing          int                    `json:"missing"`
+	ClockSkewSeconds float64                `json:"clockSkewSeconds"` // the database's clock minus this machine's
+}
+
+// Engaged reports whether something was held back.
+func (b *Brake) Engaged() bool { return b != nil && b.State != reservation.BrakeReleased }
+
+// brake is asked before anything ends. The numbers of the whole sweep add up in it.
+type brake struct {
+	mu    sync.Mutex
+	input reservation.BrakeInput
+	said  *reservation.BrakeDecision
+}
+
+// deadlines tells how many reservations are overdue, and returns whether they may be expired.
+func (b *brake) deadlines(overdue int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.input.Overdue = overdue
+	return b.ask().DeadlinesAllowed
+}
+
+// pods tells how many reservations would end because their pods are dead or, confirmed, missing. It returns how many
+// of the missing ones may end; of the dead ones all may.
+func (b *brake) pods(dead, missing int) (missingAllowed int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.input.Dead, b.input.Missing = dead, missing
+	return b.ask().MissingAllowed
+}
+
+func (b *brake) ask() reservation.BrakeDecision {
+	decision := reservation.Brake(b.input)
+	b.said = &decision
+	return decision
+}
+
+// report is nil where nobody has asked.
+func (b *brake) report() *Brake {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.said == nil {
+		return nil
+	}
+	return &Brake{
+		State: b.said.State, Reason: b.said.Reason, Active: b.input.Active, Overdue: b.input.Overdue, Dead: b.input.Dead,
+		Missing: b.input.Missing, ClockSkewSeconds: b.input.ClockSkew.Round(time.Millisecond).Seconds(),
+	}
+}
