@@ -4,13 +4,12 @@ import (
 	"context"
 
 	"github.com/jackc/pgx/v5"
+
+	"gpudev.internal/reservation-expiry/internal/event"
 )
 
-// AvailabilityKey is the key of the one follow-up by which the platform's availability is computed anew. Being due is
-// the dirty mark: however many cleanups set it, one invocation clears it.
-const AvailabilityKey = "all"
-
-// markAvailabilityDirty sets the mark. Set while an invocation is under way, it stays for the next one.
+// markAvailabilityDirty asks for the platform's availability to be computed anew. The one follow-up being due is the
+// mark: however many cleanups set it, one invocation clears it, and set during an invocation it stays for the next.
 func markAvailabilityDirty(ctx context.Context, tx pgx.Tx) error {
-	return requestFollowUp(ctx, tx, FollowUp{Kind: AvailabilityUpdate, Key: AvailabilityKey, Subject: AvailabilityKey})
+	return requestFollowUp(ctx, tx, FollowUp{Kind: AvailabilityUpdate, Key: event.AvailabilityKey, Subject: event.AvailabilityKey})
 }

@@ -47,6 +47,7 @@ type CleanupRecord struct {
 	Status        reservation.Status
 	Vanished      bool // the platform has deleted the reservation's row
 	Started       time.Time
+	Deadline      time.Time
 	Ended         time.Time // by the row, else when a cleanup was first asked for
 	Launched      bool
 	NamedPod      string // columns pod_name and namespace of the row
@@ -71,16 +72,16 @@ func (c CleanupRecord) Over() bool { return c.Vanished || c.Status.Ended() }
 // LoadCleanup reads a reservation's cleanup. It reports false where there is none.
 func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRecord, bool, error) {
 	var c CleanupRecord
-	var started, ended reservation.Instant
+	var started, deadline, ended reservation.Instant
 	var podGone, detach, forced, writerGone, settled *time.Time
 	err := db.pool.QueryRow(ctx, `
 		select c.reservation_id, c.reason, coalesce(c.user_id, r.user_id, ''), coalesce(r.gpu_type, ''),
 		       coalesce(r.status, ''), r.reservation_id is null, r.launched_at is not null,
 		       coalesce(c.pod_name, r.pod_name, ''), coalesce(r.namespace, ''),
-		       r.created_at,
+		       r.created_at::text, r.expires_at::text,
 		       coalesce(r.reservation_ended,
 		                case r.status when 'cancelled' then r.cancelled_at when 'failed' then r.failed_at end,
-		                least(r.updated_at, c.requested_at)),
+		                least(r.updated_at, c.requested_at))::text,
 		       coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''), coalesce(c.node_name, ''),
 		       coalesce(c.instance_id, ''), coalesce(c.claim_name, ''), coalesce(c.pv_name, ''),
 		       coalesce(c.volume_id, substring(r.ebs_volume_id from '^(?:aws://.*/)?(vol-[0-9a-f]{8,17})$'), ''),
@@ -93,7 +94,7 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 		&c.ReservationID, &c.Reason, &c.UserID, &c.GPUType,
 		&c.Status, &c.Vanished, &c.Launched,
 		&c.NamedPod, &c.RowNamespace,
-		&started, &ended,
+		&started, &deadline, &ended,
 		&c.Namespace, &c.PodName, &c.PodUID, &c.NodeName,
 		&c.InstanceID, &c.ClaimName, &c.PVName,
 		&c.VolumeID, &c.DiskName, &c.DiskSize, &c.ContentURL,
@@ -105,6 +106,7 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 		return CleanupRecord{}, false, fmt.Errorf("read the cleanup of %s: %w", reservationID, err)
 	}
 	c.Started, _ = started.Time()
+	c.Deadline, _ = deadline.Time()
 	c.Ended, _ = ended.Time()
 	c.PodGoneAt, c.DetachRequestedAt, c.DetachForcedAt = orZero(podGone), orZero(detach), orZero(forced)
 	c.WriterGoneAt, c.SettledAt = orZero(writerGone), orZero(settled)

@@ -13,6 +13,11 @@ import (
 // writes the row waits meanwhile.
 const networkBudget = 20 * time.Second
 
+// ended holds while reservation $1 is over.
+const ended = `not exists (
+			    select from reservations own
+			    where own.reservation_id = $1 and coalesce(own.status, '') not in ('expired', 'cancelled', 'failed'))`
+
 // DomainsOf returns the names that the reservation's rows in domain_mappings hold.
 func (db *DB) DomainsOf(ctx context.Context, reservationID string) ([]string, error) {
 	rows, err := db.pool.Query(ctx, `
@@ -39,7 +44,7 @@ func (db *DB) RemoveDomain(ctx context.Context, reservationID, domain string, re
 			select not exists (
 			    select from reservations r
 			    where r.reservation_id <> $1 and r.status in ('preparing', 'active') and lower(r.domain_name) = lower(m.domain_name))
-			from domain_mappings m where m.domain_name = $2 and m.reservation_id = $1
+			from domain_mappings m where m.domain_name = $2 and m.reservation_id = $1 and `+ended+`
 			for update of m`, reservationID, domain).Scan(&ours)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil
@@ -79,7 +84,7 @@ func (db *DB) RemoveLoadBalancer(ctx context.Context, reservationID string, remo
 			            then coalesce(g.jupyter_rule_arn, '') else '' end,
 			       case when not exists (select from alb_target_groups o where o.reservation_id <> $1 and o.jupyter_target_group_arn = g.jupyter_target_group_arn)
 			            then coalesce(g.jupyter_target_group_arn, '') else '' end
-			from alb_target_groups g where g.reservation_id = $1
+			from alb_target_groups g where g.reservation_id = $1 and `+ended+`
 			for update of g`, reservationID).Scan(&lb.RuleARN, &lb.TargetGroupARN)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil

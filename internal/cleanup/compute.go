@@ -1,0 +1,272 @@
+package cleanup
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/pod"
+)
+
+const (
+	grace = 30 * time.Second
+	// slack is how much longer than its grace period a pod may take before anything is thought of it.
+	slack = 5 * time.Second
+	// forceAfter is how long past its grace period a pod without a disk is waited for.
+	forceAfter = 2 * time.Minute
+	// overdue is how long past its grace period a pod's staying counts as a failure.
+	overdue = 5 * time.Minute
+	// podPause lies between two deliveries that wait for a pod.
+	podPause = 10 * time.Second
+)
+
+// retain sees to it that no reclaim policy takes the volume along with the pod's claims. While it fails the pod stays.
+func (a *Action) retain(ctx context.Context, d *delivery) (result, error) {
+	p, _, err := a.ownPod(ctx, d)
+	if err != nil {
+		return result{}, err
+	}
+	var volumes []pod.PersistentVolume
+	if p != nil {
+		volumes, err = a.volumesOf(ctx, *p)
+	} else if d.record.PVName != "" {
+		var v pod.PersistentVolume
+		if v, err = a.Cluster.GetVolume(ctx, d.record.PVName); fault.Is(err, fault.Gone) {
+			return finished(alreadyGone, d.record.PVName)
+		}
+		volumes = append(volumes, v)
+	}
+	if err != nil {
+		return result{}, err
+	}
+	var patched []string
+	for _, v := range volumes {
+		if v.Retained() {
+			continue
+		}
+		if _, err := a.Cluster.RetainVolume(ctx, v.Name, v.UID); err != nil {
+			return result{}, err
+		}
+		patched = append(patched, v.Name)
+	}
+	if len(patched) == 0 {
+		return finished(nothing, "")
+	}
+	return finished(done, strings.Join(patched, ", "))
+}
+
+// services deletes those that stand before the reservation's pod and no other. Once the pod is gone only the one named
+// after it is found.
+func (a *Action) services(ctx context.Context, d *delivery) (result, error) {
+	c := d.record
+	name, ok := pod.NameFor(c.ReservationID, c.NamedPod)
+	namespaces := pod.Namespaces(c.RowNamespace)
+	if !ok || namespaces == nil {
+		return finished(nothing, "the row names nothing that can be a pod")
+	}
+	p, _, err := a.ownPod(ctx, d)
+	if err != nil {
+		return result{}, err
+	}
+	rows, err := a.Store.Ownership(ctx, c.ReservationID, name)
+	if err != nil {
+		return result{}, err
+	}
+	var deleted, left []string
+	for _, namespace := range namespaces {
+		target := pod.Pod{Namespace: namespace, Name: name}
+		if p != nil && p.Namespace == namespace {
+			target = *p
+		}
+		found, err := a.servicesOf(ctx, target)
+		if err != nil {
+			return result{}, err
+		}
+		for _, s := range found {
+			o := pod.Object{Namespace: s.Namespace, PodName: name, UID: s.UID, Created: s.Created}
+			verdict, why := pod.BelongsTo(o, pod.Ended{PodName: name, Namespace: c.RowNamespace, Start: c.Started, End: c.Ended,
+				NameIsLive: rows.NameIsLive || !rows.Over})
+			if verdict != pod.Belongs {
+				left = append(left, fmt.Sprintf("%s left alone: %s", s.Name, why))
+				continue
+			}
+			if err := a.Cluster.DeleteService(ctx, s.Namespace, s.Name, s.UID); err != nil && !goneOrReplaced(err) {
+				return result{}, err
+			}
+			deleted = append(deleted, s.Name)
+		}
+	}
+	outcome := nothing
+	switch {
+	case len(deleted) > 0:
+		outcome = done
+	case len(left) > 0:
+		outcome = notOurs
+	}
+	return finished(outcome, strings.Join(append(deleted, left...), "; "))
+}
+
+// servicesOf asks for all pods only where there is a service which might be another's, too.
+func (a *Action) servicesOf(ctx context.Context, p pod.Pod) ([]pod.Service, error) {
+	services, err := a.Cluster.ListServices(ctx, p.Namespace)
+	if err != nil || len(pod.ServicesOf(p, nil, services)) == 0 {
+		return nil, err
+	}
+	pods, err := a.Cluster.ListPods(ctx, p.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	return pod.ServicesOf(p, pods, services), nil
+}
+
+// goneOrReplaced reports that the very thing is not there any more, whatever has its name by now.
+func goneOrReplaced(err error) bool {
+	return fault.Is(err, fault.Gone) || fault.Is(err, fault.Conflict)
+}
+
+// endPod deletes the reservation's pod and waits for it to be gone.
+func (a *Action) endPod(ctx context.Context, d *delivery) (result, error) {
+	d.pod = nil // as it is now
+	p, why, err := a.ownPod(ctx, d)
+	if err != nil {
+		return result{}, err
+	}
+	if p == nil {
+		return a.podGone(ctx, d, alreadyGone, why)
+	}
+	if err := a.noteTermination(ctx, d, *p); err != nil {
+		return result{}, err
+	}
+	if p.Deleting.IsZero() || p.Deleting.After(a.now(d).Add(grace+slack)) {
+		if err := a.Cluster.DeletePod(ctx, p.Namespace, p.Name, p.UID, grace); err != nil && !goneOrReplaced(err) {
+			return result{}, err
+		}
+	}
+	last, forced := *p, ""
+	gone, err := a.until(ctx, func(ctx context.Context) (bool, error) {
+		now, err := a.Cluster.GetPod(ctx, p.Namespace, p.Name)
+		if fault.Is(err, fault.Gone) || err == nil && now.UID != p.UID {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		last = now
+		if err := a.noteTermination(ctx, d, now); err != nil || forced != "" {
+			return false, err
+		}
+		if forced = a.mayForce(ctx, d, now); forced != "" {
+			a.opts.Log.WarnContext(ctx, "pod forced", "pod", now.Name, "reason", forced)
+			if err := a.Cluster.ForceDeletePod(ctx, now.Namespace, now.Name, now.UID); err != nil && !goneOrReplaced(err) {
+				return false, err
+			}
+		}
+		return false, nil
+	})
+	switch {
+	case err != nil:
+		return result{}, err
+	case gone && forced != "":
+		return a.podGone(ctx, d, "forced", forced)
+	case gone:
+		return a.podGone(ctx, d, done, "")
+	case !last.Deleting.IsZero() && a.now(d).After(last.Deleting.Add(overdue)):
+		return result{}, fmt.Errorf("pod %s/%s on node %q is still there, its grace period over since %s",
+			last.Namespace, last.Name, last.Node, last.Deleting.Format(time.RFC3339))
+	}
+	return waiting(podPause, fmt.Sprintf("pod %s/%s is stopping", last.Namespace, last.Name))
+}
+
+func (a *Action) podGone(ctx context.Context, d *delivery, outcome, detail string) (result, error) {
+	if err := a.sameCluster(ctx); err != nil {
+		return result{}, err
+	}
+	err := a.Store.RecordPodGone(ctx, d.id, outcome, detail)
+	return result{outcome: outcome, detail: detail, recorded: true}, err
+}
+
+// noteTermination records that the kubelet reports every container terminated. Once the pod is gone nobody can tell.
+func (a *Action) noteTermination(ctx context.Context, d *delivery, p pod.Pod) error {
+	if d.record.ContainersTerminated || !allTerminated(p) {
+		return nil
+	}
+	d.record.ContainersTerminated = true
+	return a.Store.RecordTermination(ctx, d.id)
+}
+
+// allTerminated asks for each container's own state: a pod's phase is also set by those who only believe its node lost.
+func allTerminated(p pod.Pod) bool {
+	return len(p.Containers) > 0 && !slices.ContainsFunc(p.Containers, func(c pod.Container) bool { return c.Current == nil })
+}
+
+// mayForce returns why the pod may be taken out of the API although its processes may still run, empty where it may not.
+// With a disk that is only where they cannot: a process that runs on would write to a volume thought to be free.
+func (a *Action) mayForce(ctx context.Context, d *delivery, p pod.Pod) string {
+	c := d.record
+	if p.Deleting.IsZero() || a.now(d).Before(p.Deleting.Add(slack)) {
+		return ""
+	}
+	if c.VolumeID == "" && c.DiskName == "" && len(p.Claims)+len(p.VolumeIDs) == 0 {
+		if a.now(d).Before(p.Deleting.Add(forceAfter)) {
+			return ""
+		}
+		return fmt.Sprintf("it has no disk and did not stop in %s", grace+forceAfter)
+	}
+	instance := c.InstanceID
+	if p.Node != "" {
+		node, err := a.Cluster.GetNode(ctx, p.Node)
+		switch {
+		case fault.Is(err, fault.Gone):
+			return fmt.Sprintf("node %s is gone", p.Node)
+		case err != nil:
+			a.opts.Log.WarnContext(ctx, "cannot tell whether the pod's node is gone", "node", p.Node, "error", err)
+		case node.InstanceID != "":
+			instance = node.InstanceID
+		}
+	}
+	if instance == "" {
+		return ""
+	}
+	i, err := a.EC2.DescribeInstance(ctx, instance)
+	switch {
+	case fault.Is(err, fault.Gone):
+		return fmt.Sprintf("instance %s is gone", instance)
+	case err != nil:
+		a.opts.Log.WarnContext(ctx, "cannot tell whether the pod's instance has stopped", "instance", instance, "error", err)
+	case i.Halted():
+		return fmt.Sprintf("instance %s is %s", instance, i.State)
+	}
+	return ""
+}
+
+// keepDisk hands the volume to the keeper. Where there is none the disk is free.
+func (a *Action) keepDisk(ctx context.Context, d *delivery) (result, error) {
+	if err := a.reload(ctx, d); err != nil {
+		return result{}, err
+	}
+	if c := d.record; c.VolumeID == "" {
+		if c.Launched && c.DiskName != "" {
+			a.opts.Log.ErrorContext(ctx, "no volume is known of a reservation that ran with a disk", "disk", c.DiskName)
+		}
+		const why = "no volume is known"
+		return result{detail: why, recorded: true}, a.Store.FinishWithoutVolume(ctx, d.id, why)
+	}
+	if err := a.nameDisk(ctx, d); err != nil {
+		return result{}, err
+	}
+	kept, err := a.Disk.Keep(ctx, d.record)
+	switch {
+	case err != nil:
+		return result{}, err
+	case kept.LookAgain > 0:
+		return waiting(kept.LookAgain, "volume "+d.record.VolumeID)
+	case kept == followup.Recorded:
+		return result{recorded: true}, nil
+	}
+	d.handed = kept.Outcome
+	return result{outcome: kept.Outcome, recorded: true}, nil
+}

@@ -1,0 +1,197 @@
+package cleanup
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/pod"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+)
+
+// identify finds out what stood behind the reservation, for good: most of it only the pod knows.
+func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
+	c := d.record
+	p, why, err := a.ownPod(ctx, d)
+	if err != nil {
+		return result{}, err
+	}
+	id := postgres.Identity{VolumeID: c.VolumeID, DiskName: c.DiskName}
+	var volumes []pod.PersistentVolume
+	outcome, said := done, []string{why}
+	if p == nil {
+		outcome = missing
+		id.PodName, _ = pod.NameFor(c.ReservationID, c.NamedPod)
+	} else {
+		id.Namespace, id.PodName, id.PodUID, id.PodCreated, id.NodeName = p.Namespace, p.Name, p.UID, p.Created, p.Node
+		if id.InstanceID, err = a.instanceOf(ctx, p.Node); err != nil {
+			return result{}, err
+		}
+		if volumes, err = a.volumesOf(ctx, *p); err != nil {
+			return result{}, err
+		}
+	}
+	name, held, err := a.Store.DiskOf(ctx, c.ReservationID, c.UserID, cmp.Or(id.VolumeID, firstVolume(p, volumes)))
+	if err != nil {
+		return result{}, err
+	}
+	id.DiskName = cmp.Or(id.DiskName, name)
+	from := "the row"
+	if id.VolumeID == "" {
+		id.VolumeID, from = firstVolume(p, volumes), "the pod"
+	}
+	if id.VolumeID == "" && (p != nil || c.Launched) { // one that never ran has written to no volume
+		id.VolumeID, from = held, "the disk"
+	}
+	for _, v := range volumes {
+		if v.VolumeID == id.VolumeID {
+			id.ClaimName, id.PVName = v.ClaimName, v.Name
+		} else {
+			said = append(said, fmt.Sprintf("the pod also has volume %s (%s)", v.VolumeID, v.Name))
+		}
+	}
+	if id.VolumeID == "" {
+		said = append(said, "no volume is known")
+	} else {
+		said = append(said, fmt.Sprintf("volume %s by %s", id.VolumeID, from))
+	}
+	detail := strings.Join(said, "; ")
+	if err := a.Store.RecordIdentity(ctx, c.ReservationID, id, outcome, detail); err != nil {
+		return result{}, err
+	}
+	return result{outcome: outcome, detail: detail, recorded: true}, a.reload(ctx, d)
+}
+
+// ownPod returns the reservation's pod, nil where the API server says in each namespace that it has none, or has one
+// that is somebody else's; why is for people. Where it cannot be told whose the pod is, that is an error: nothing
+// about it is gone then, and nothing may be taken away.
+func (a *Action) ownPod(ctx context.Context, d *delivery) (own *pod.Pod, why string, err error) {
+	if d.pod != nil {
+		return d.pod, "", nil
+	}
+	c := d.record
+	name, ok := pod.NameFor(c.ReservationID, c.NamedPod)
+	namespaces := pod.Namespaces(c.RowNamespace)
+	if !ok || namespaces == nil {
+		return nil, "the row names nothing that can be a pod", nil
+	}
+	why = fmt.Sprintf("no pod %s", name)
+	for _, namespace := range namespaces {
+		p, err := a.Cluster.GetPod(ctx, namespace, name)
+		if fault.Is(err, fault.Gone) {
+			continue
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		ours, reason, err := a.ownerOf(ctx, c, pod.Object{Namespace: p.Namespace, PodName: p.Name, UID: p.UID, Created: p.Created})
+		if err != nil {
+			return nil, "", err
+		}
+		why = fmt.Sprintf("pod %s/%s: %s", namespace, name, reason)
+		if ours {
+			d.pod = &p
+			return &p, why, nil
+		}
+	}
+	return nil, why, nil
+}
+
+// ownerOf decides, by what the rows say at this moment, whether a pod is the reservation's own.
+func (a *Action) ownerOf(ctx context.Context, c postgres.CleanupRecord, o pod.Object) (ours bool, why string, err error) {
+	rows, err := a.Store.Ownership(ctx, c.ReservationID, o.PodName)
+	if err != nil {
+		return false, "", err
+	}
+	if !rows.Over {
+		return false, "", fault.Errorf(fault.Conflict, "reservation %s is live again", c.ReservationID)
+	}
+	life := pod.Ended{PodName: o.PodName, Namespace: c.RowNamespace, Start: c.Started, End: c.Ended, UID: c.PodUID, NameIsLive: rows.NameIsLive}
+	switch {
+	case slices.Contains(rows.UIDs, o.UID):
+		life.UID = o.UID
+	case life.UID == "" && len(rows.UIDs) > 0:
+		life.UID = rows.UIDs[0]
+	}
+	verdict, why := pod.BelongsTo(o, life)
+	if verdict == pod.NotOurs && rows.NameIsLive {
+		// A live reservation's name keeps the pod, but does not prove that the ended one's is gone.
+		life.NameIsLive = false
+		if other, reason := pod.BelongsTo(o, life); other != pod.NotOurs {
+			return false, "", fault.Errorf(fault.Conflict, "pod %s/%s may be the reservation's (%s), but %s", o.Namespace, o.PodName, reason, why)
+		}
+	}
+	if verdict == pod.UnknownOwner {
+		return false, "", fault.Errorf(fault.Conflict, "cannot tell whose pod %s/%s is: %s", o.Namespace, o.PodName, why)
+	}
+	return verdict == pod.Belongs, why, nil
+}
+
+// instanceOf returns the EC2 instance of a node, empty where there is none to be known.
+func (a *Action) instanceOf(ctx context.Context, node string) (string, error) {
+	if node == "" {
+		return "", nil
+	}
+	n, err := a.Cluster.GetNode(ctx, node)
+	if fault.Is(err, fault.Gone) {
+		return "", nil
+	}
+	return n.InstanceID, err
+}
+
+// volumesOf returns the PersistentVolumes through which the pod mounts EBS volumes.
+func (a *Action) volumesOf(ctx context.Context, p pod.Pod) ([]pod.PersistentVolume, error) {
+	var volumes []pod.PersistentVolume
+	for _, name := range p.Claims {
+		claim, err := a.Cluster.GetClaim(ctx, p.Namespace, name)
+		if fault.Is(err, fault.Gone) || err == nil && claim.VolumeName == "" {
+			continue // never bound, or taken away under the pod: no way leads to a volume
+		}
+		if err != nil {
+			return nil, err
+		}
+		v, err := a.Cluster.GetVolume(ctx, claim.VolumeName)
+		if fault.Is(err, fault.Gone) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if v.VolumeID != "" {
+			volumes = append(volumes, v)
+		}
+	}
+	return volumes, nil
+}
+
+// firstVolume is the volume that the pod mounts, by a claim or named by itself.
+func firstVolume(p *pod.Pod, volumes []pod.PersistentVolume) string {
+	switch {
+	case len(volumes) > 0:
+		return volumes[0].VolumeID
+	case p != nil && len(p.VolumeIDs) > 0:
+		return p.VolumeIDs[0]
+	}
+	return ""
+}
+
+// nameDisk learns the disk's name from its volume's tags where nothing else has told it.
+func (a *Action) nameDisk(ctx context.Context, d *delivery) error {
+	c := &d.record
+	if c.DiskName != "" || c.VolumeID == "" {
+		return nil
+	}
+	v, err := a.EC2.DescribeVolume(ctx, c.VolumeID)
+	if fault.Is(err, fault.Gone) || err == nil && v.Tags[disk.TagDisk] == "" {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.DiskName = v.Tags[disk.TagDisk]
+	return a.Store.RecordDiskName(ctx, c.ReservationID, c.DiskName)
+}

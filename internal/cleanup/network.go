@@ -1,0 +1,95 @@
+package cleanup
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/reservation"
+)
+
+// records deletes the DNS records of the domains that the reservation's rows hold, and those rows.
+func (a *Action) records(ctx context.Context, d *delivery) (result, error) {
+	if a.DNS == nil || a.opts.Domain == "" {
+		return finished(skipped, "HOSTED_ZONE_ID or DOMAIN_NAME is not set")
+	}
+	id := d.id
+	domains, err := a.Store.DomainsOf(ctx, id)
+	if err != nil {
+		return result{}, err
+	}
+	outcome := nothing
+	var said []string
+	for _, domain := range domains {
+		fqdn, ok := reservation.Reservation{DomainName: domain}.DNSName(a.opts.Domain)
+		if !ok {
+			outcome = notOurs
+			said = append(said, fmt.Sprintf("%q is no name below %s", domain, a.opts.Domain))
+			continue
+		}
+		var deleted []string
+		ours, err := a.Store.RemoveDomain(ctx, id, domain, func(ctx context.Context) (err error) {
+			deleted, err = a.DNS.DeleteRecords(ctx, fqdn)
+			return err
+		})
+		switch {
+		case err != nil:
+			return result{}, err
+		case !ours:
+			outcome = notOurs
+			said = append(said, domain+" is another's by now")
+		case outcome == nothing:
+			outcome = done
+			fallthrough
+		default:
+			said = append(said, fmt.Sprintf("%s: %d records", domain, len(deleted)))
+			said = append(said, deleted...)
+		}
+	}
+	return finished(outcome, strings.Join(said, "; "))
+}
+
+// loadBalancer deletes the rule and then the target group, which counts as in use for some seconds after the rule is
+// gone, and the row that names them.
+func (a *Action) loadBalancer(ctx context.Context, d *delivery) (result, error) {
+	found, inUse := false, error(nil)
+	over, err := a.until(ctx, func(ctx context.Context) (bool, error) {
+		inUse = nil
+		var err error
+		found, err = a.Store.RemoveLoadBalancer(ctx, d.id, func(ctx context.Context, lb postgres.LoadBalancer) error {
+			if err := gone(lb.RuleARN, a.Router.DeleteRule)(ctx); err != nil {
+				return err
+			}
+			return gone(lb.TargetGroupARN, a.Router.DeleteTargetGroup)(ctx)
+		})
+		if fault.Is(err, fault.Conflict) {
+			inUse = err
+			return false, nil
+		}
+		return true, err
+	})
+	switch {
+	case err != nil:
+		return result{}, err
+	case !over: // by now it is not the rule just deleted that uses it
+		return result{}, inUse
+	case !found:
+		return finished(nothing, "")
+	}
+	return finished(done, "")
+}
+
+// gone returns what deletes a thing, if there is one, and is content where it is gone already.
+func gone(arn string, remove func(context.Context, string) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if arn == "" {
+			return nil
+		}
+		if err := remove(ctx, arn); err != nil && !fault.Is(err, fault.Gone) {
+			return err
+		}
+		return nil
+	}
+}

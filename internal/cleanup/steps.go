@@ -1,0 +1,185 @@
+package cleanup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
+)
+
+// step is one part of a cleanup.
+type step struct {
+	name postgres.Step
+	run  func(context.Context, *delivery) (result, error)
+	// soft steps that fail, or must wait, do not stop those after them.
+	soft bool
+	// kube is set for steps that believe what the Kubernetes API says to be gone.
+	kube bool
+}
+
+// tracks returns what is done, in order within a track; the tracks do not depend on each other. What the pod knows is
+// learnt before it goes, and the volume is retained before anything of Kubernetes' could delete it.
+func (a *Action) tracks() [][]step {
+	return [][]step{
+		{
+			{name: postgres.StepIdentify, run: a.identify, kube: true},
+			{name: postgres.StepNotice, run: a.finalNotice, soft: true, kube: true},
+			{name: postgres.StepListing, run: a.listing, soft: true, kube: true},
+			{name: postgres.StepRetain, run: a.retain, kube: true},
+			{name: postgres.StepServices, run: a.services, soft: true, kube: true},
+			{name: postgres.StepPod, run: a.endPod, kube: true},
+			{name: postgres.StepDisk, run: a.keepDisk},
+		},
+		{{name: postgres.StepDNS, run: a.records}},
+		{{name: postgres.StepLoadBalancer, run: a.loadBalancer}},
+	}
+}
+
+// result is how one go at a step ended without an error.
+type result struct {
+	outcome  string        // one word: nothing is left to do
+	detail   string        // for people
+	again    time.Duration // the step waits for the world: look again after this
+	recorded bool          // the step has itself recorded its end, or left it to somebody else
+}
+
+func finished(outcome, detail string) (result, error) {
+	return result{outcome: outcome, detail: detail}, nil
+}
+
+func waiting(again time.Duration, detail string) (result, error) {
+	return result{again: again, detail: detail}, nil
+}
+
+// The outcomes of steps, besides those of the disk.
+const (
+	done        = "done"
+	alreadyGone = "already_gone"
+	notOurs     = "not_ours"
+	missing     = "missing"
+	skipped     = "skipped"
+	nothing     = "nothing_to_do"
+)
+
+// ending is how one go at a track ended; the zero value means that all of it is finished.
+type ending struct {
+	again    time.Duration
+	failures []error
+}
+
+// follow runs the steps of a track that are not finished yet.
+func (a *Action) follow(ctx context.Context, d *delivery, track []step) ending {
+	var e ending
+	for _, s := range track {
+		if d.steps[s.name].Finished() {
+			continue
+		}
+		again, err := a.try(ctx, d, s)
+		if err != nil {
+			e.failures = append(e.failures, fmt.Errorf("%s: %w", s.name, err))
+		}
+		if again > 0 && (e.again == 0 || again < e.again) {
+			e.again = again
+		}
+		if ctx.Err() != nil || !s.soft && (err != nil || again > 0) {
+			break
+		}
+	}
+	return e
+}
+
+// try has one go at a step and records how it ended.
+func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Duration, err error) {
+	id, before := d.id, d.steps[s.name]
+	stepCtx, span := a.opts.Trace.StartStep(ctx, string(s.name),
+		telemetry.KeyCleanupStep.String(string(s.name)), telemetry.KeyAttempt.Int(before.Attempts+1))
+	began := a.opts.Now()
+	r, err := a.run(stepCtx, d, s)
+	outcome := r.outcome
+	switch {
+	case err != nil:
+		outcome = "error"
+		a.recordFailure(ctx, d, s, err)
+	case r.again > 0:
+		outcome = "waiting"
+		again, err = r.again, a.Store.NoteStep(ctx, id, s.name, r.detail)
+	case !r.recorded:
+		err = a.Store.FinishStep(ctx, id, s.name, r.outcome, r.detail)
+	}
+	if err == nil {
+		a.opts.Log.InfoContext(stepCtx, "cleanup step", "step", s.name, "outcome", cmp.Or(outcome, "recorded"), "reason", r.detail)
+	}
+	span.End(outcome, err)
+	a.opts.Trace.Metrics.StepTried(ctx, string(s.name), outcome, a.opts.Now().Sub(began), before.Attempts+1, err == nil && again == 0)
+	return again, err
+}
+
+func (a *Action) run(ctx context.Context, d *delivery, s step) (result, error) {
+	if err := a.Store.BeginStep(ctx, d.id, s.name); err != nil {
+		return result{}, err
+	}
+	if s.kube && !d.checked {
+		if err := a.sameCluster(ctx); err != nil {
+			return result{}, err
+		}
+		d.checked = true
+	}
+	return s.run(ctx, d)
+}
+
+// sameCluster makes sure that the cluster which says that something is gone is the one where the reservations live.
+func (a *Action) sameCluster(ctx context.Context) error {
+	known, err := a.Store.KnownCluster(ctx)
+	if err != nil {
+		return err
+	}
+	uid, err := a.Cluster.ClusterUID(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("tell which cluster answers: %w", err)
+	case known == "":
+		return errors.New("no sweep has recorded yet which cluster the reservations live in")
+	case uid != known:
+		return fault.Errorf(fault.Transient, "another cluster answers (%s, not %s): nothing is gone", uid, known)
+	}
+	return nil
+}
+
+// recordFailure counts a failure unless the delivery was interrupted, which is nobody's failure.
+func (a *Action) recordFailure(ctx context.Context, d *delivery, s step, cause error) {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer cancel()
+	if err := a.Store.FailStep(ctx, d.id, s.name, cause); err != nil {
+		a.opts.Log.ErrorContext(ctx, "failure of a cleanup step not recorded", "step", s.name, "error", err)
+	}
+}
+
+// spare is how much of a delivery's time is left for what follows a wait: a last look, and recording it.
+const spare = 15 * time.Second
+
+// until looks again and again, for as long as a delivery may wait, until look says true. An error of look is its
+// result only if the last look failed too: what fails for a moment is looked at again.
+func (a *Action) until(ctx context.Context, look func(context.Context) (bool, error)) (bool, error) {
+	patience := a.opts.Patience
+	if deadline, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(deadline)-spare)
+	}
+	end := a.opts.Now().Add(patience)
+	for {
+		ok, err := look(ctx)
+		if ok || ctx.Err() != nil || !a.opts.Now().Add(a.opts.Interval).Before(end) {
+			return ok, cmp.Or(err, ctx.Err())
+		}
+		if sleepErr := a.opts.Sleep(ctx, a.opts.Interval); sleepErr != nil {
+			return false, cmp.Or(err, sleepErr)
+		}
+	}
+}
