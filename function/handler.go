@@ -1,0 +1,310 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	ce "github.com/cloudevents/sdk-go/v2/event"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
+)
+
+// sweeper runs one sweep. The trigger is the type of the event that asked for it; the result is for people.
+type sweeper interface {
+	Sweep(ctx context.Context, trigger string, request event.SweepRequest) (any, error)
+}
+
+// followUps carries out one follow-up and records how that ended.
+type followUps interface {
+	Run(ctx context.Context, kind postgres.FollowUpKind, key string) (followup.Report, error)
+}
+
+// store is what the handler itself asks of the database.
+type store interface {
+	// EnsureCleanup makes the cleanup of an ended reservation due if the rows want one and none was ever asked for.
+	EnsureCleanup(ctx context.Context, reservationID string) (bool, error)
+	StoreDeadLetter(ctx context.Context, d postgres.DeadLetter) (int64, error)
+}
+
+// announcer sends the facts that deliveries made true.
+type announcer interface {
+	Drain(ctx context.Context) (int, error)
+}
+
+// handler answers deliveries. Its fields are set before the first.
+type handler struct {
+	sweeper   sweeper
+	followUps followUps
+	store     store
+	announcer announcer
+	// sendDue has what became due dispatched: at once where there is a sink, else by waking whoever does.
+	sendDue   func(ctx context.Context) error
+	ready     func(ctx context.Context) error
+	telemetry *telemetry.Telemetry
+	log       *slog.Logger
+
+	door  door
+	slots slots
+	warm  atomic.Bool // a delivery was taken before
+}
+
+// slots bound the work at a time; ticks and follow-ups do not take each other's.
+type slots struct{ ticks, followUps, deadLetters chan struct{} }
+
+const (
+	ticksAtOnce       = 4 // all but one are skipped, in no time
+	followUpsAtOnce   = 8
+	deadLettersAtOnce = 8
+)
+
+func newSlots() slots {
+	return slots{
+		ticks: make(chan struct{}, ticksAtOnce), followUps: make(chan struct{}, followUpsAtOnce), deadLetters: make(chan struct{}, deadLettersAtOnce),
+	}
+}
+
+var errFull = &unavailable{reason: "too much is under way", after: 5 * time.Second}
+
+// within runs work if there is a free slot.
+func within(slot chan struct{}, work func() (any, error)) (any, error) {
+	select {
+	case slot <- struct{}{}:
+		defer func() { <-slot }()
+		return work()
+	default:
+		return nil, errFull
+	}
+}
+
+func (h *handler) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/{$}", h.post(h.deliver))
+	mux.Handle("/dead-letter", h.post(h.deadLetter))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	mux.HandleFunc("GET /readyz", h.readyz)
+	return mux
+}
+
+// taken is what became of a request, for the log and the answer.
+type taken struct {
+	event  ce.Event
+	result any
+}
+
+// post answers a POST with what take makes of it: counted while the process shuts down, safe from panics, told to the
+// log and the metrics, and with telemetry flushed before the answer, since nothing may run after it.
+func (h *handler) post(take func(w http.ResponseWriter, r *http.Request, t *taken) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			w.Header().Set("Allow", http.MethodPost)
+			answer(w, r, nil, refuse(http.StatusMethodNotAllowed, "events are POSTed"))
+			return
+		}
+		if !h.door.enter() {
+			w.Header().Set("Connection", "close") // the next try had better find another instance
+			answer(w, r, nil, errDraining)
+			return
+		}
+		defer h.door.leave()
+
+		began := time.Now()
+		t := taken{event: ce.New()}
+		err := h.safely(r.Context(), func() error { return take(w, r, &t) })
+		status, _ := statusOf(err)
+		level := slog.LevelInfo
+		if err != nil {
+			level = slog.LevelWarn
+		}
+		h.log.Log(r.Context(), level, "delivery answered", "path", r.URL.Path, "type", t.event.Type(), "id", t.event.ID(),
+			"subject", t.event.Subject(), "status", status, "took", time.Since(began), "error", err)
+		h.telemetry.Metrics.EventAnswered(r.Context(), knownType(t.event.Type()), status)
+		if failure := h.telemetry.Flush(r.Context()); failure != nil {
+			h.log.WarnContext(r.Context(), "telemetry is lost", "error", failure)
+		}
+		answer(w, r, t.result, err)
+	})
+}
+
+// safely turns a panic into an error that may pass: the broker tries again, and gives up in the end.
+func (h *handler) safely(ctx context.Context, take func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			h.log.ErrorContext(ctx, "delivery panicked", "panic", p, "stack", string(debug.Stack()))
+			err = errors.New("panic")
+		}
+	}()
+	return take()
+}
+
+// knownType keeps what strangers send out of the metrics' attributes.
+func knownType(eventType string) string {
+	if _, ok := event.KindOf(eventType); ok || event.IsFact(eventType) || eventType == event.Ping || eventType == event.SweepRequested {
+		return eventType
+	}
+	return "unknown"
+}
+
+// deliver takes a tick or a follow-up.
+func (h *handler) deliver(w http.ResponseWriter, r *http.Request, t *taken) error {
+	e, err := receive(w, r, maxEvent)
+	if err != nil {
+		return err
+	}
+	t.event = e
+	if e.SpecVersion() != ce.CloudEventsVersionV1 {
+		return refuse(http.StatusBadRequest, "specversion %q is not taken: send 1.0", e.SpecVersion())
+	}
+	if err := e.Validate(); err != nil {
+		return refuse(http.StatusBadRequest, "malformed event: %s", oneLine(err))
+	}
+	ctx := telemetry.Extract(r.Context(), e)
+	_, isFollowUp := event.KindOf(e.Type())
+	switch {
+	case e.Type() == event.Ping || e.Type() == event.SweepRequested:
+		t.result, err = within(h.slots.ticks, func() (any, error) { return h.tick(ctx, e) })
+	case isFollowUp:
+		t.result, err = within(h.slots.followUps, func() (any, error) { return h.followUp(ctx, e) })
+	case event.IsFact(e.Type()):
+		// Our own, which no trigger should bring. Refusing it would only fill the dead letters.
+		t.result = map[string]string{"state": "ignored", "why": "it is a fact of this service"}
+		h.log.WarnContext(ctx, "received a fact of our own: a trigger's filter is too wide", "type", e.Type())
+	default:
+		err = refuse(http.StatusBadRequest, "events of type %q are not taken", e.Type())
+	}
+	return err
+}
+
+// tick runs one sweep, sends what it made due and announces what it made true.
+func (h *handler) tick(ctx context.Context, e ce.Event) (any, error) {
+	var request event.SweepRequest
+	if e.Type() == event.SweepRequested {
+		data, err := dataOf(e)
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(data, &request); err != nil {
+			return nil, refuse(http.StatusBadRequest, "data of %s: %s", e.Type(), oneLine(err))
+		}
+	}
+	ctx, span := h.telemetry.StartDelivery(ctx, "tick", telemetry.Delivery(e, !h.warm.Swap(true))...)
+	result, err := h.sweeper.Sweep(ctx, e.Type(), request)
+	if err == nil && !request.DryRun {
+		err = h.afterwards(ctx)
+	}
+	outcome := "taken"
+	if err != nil {
+		outcome = ""
+	}
+	span.End(outcome, err)
+	return result, err
+}
+
+// afterwards sends what became due and announces what became true. What could not be sent is worth the tick again:
+// the next one may be too late for a warning.
+func (h *handler) afterwards(ctx context.Context) error {
+	err := h.sendDue(ctx)
+	h.announce(ctx)
+	if err != nil {
+		h.log.ErrorContext(ctx, "follow-ups could not be sent and stay due", "error", err)
+		return &unavailable{reason: "the sweep is done, but not all follow-ups could be sent; they stay due", after: retryAfter}
+	}
+	return nil
+}
+
+func (h *handler) announce(ctx context.Context) {
+	if _, err := h.announcer.Drain(ctx); err != nil {
+		h.log.WarnContext(ctx, "facts could not be announced and stay recorded", "error", err)
+	}
+}
+
+// followUpResult is a report for people.
+type followUpResult struct {
+	followup.Report
+	Again string `json:"again,omitempty"` // in how long it is looked at again
+}
+
+var errHandedBack = &unavailable{reason: "interrupted: it is due as before", after: time.Second}
+
+// followUp carries out the row that the event names. A failure that is on the row counts as taken: the row says when
+// it is tried again, and until then a redelivery would find nothing to do.
+func (h *handler) followUp(ctx context.Context, e ce.Event) (any, error) {
+	data, err := dataOf(e)
+	if err != nil {
+		return nil, err
+	}
+	name, key, err := event.KeyOf(e.Type(), data)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, "%s", oneLine(err))
+	}
+	h.warm.Store(true)
+	kind := postgres.FollowUpKind(name)
+	report, err := h.followUps.Run(ctx, kind, key)
+	if err == nil && report.State == followup.StateAbsent && kind == postgres.Cleanup {
+		var due bool
+		if due, err = h.store.EnsureCleanup(ctx, key); err == nil && due {
+			report, err = h.followUps.Run(ctx, kind, key)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if report.State == followup.StateHandedBack {
+		return nil, errHandedBack
+	}
+	h.announce(ctx)
+	if err := h.sendDue(ctx); err != nil {
+		h.log.WarnContext(ctx, "follow-ups could not be sent and stay due", "error", err)
+	}
+	result := followUpResult{Report: report}
+	if report.Next > 0 {
+		result.Again = report.Next.Round(time.Second).String()
+	}
+	return result, nil
+}
+
+// dataOf returns JSON data that is as its type's schema wants it. No data is an empty object.
+func dataOf(e ce.Event) ([]byte, error) {
+	data := e.Data()
+	if len(data) == 0 {
+		data = []byte("{}")
+	} else if media := strings.ToLower(e.DataMediaType()); media != "" && !strings.HasSuffix(media, "json") {
+		return nil, refuse(http.StatusBadRequest, "data of %s must be JSON, not %s", e.Type(), media)
+	}
+	if err := event.ValidateData(e.Type(), data); err != nil {
+		return nil, refuse(http.StatusBadRequest, "%s", oneLine(err))
+	}
+	return data, nil
+}
+
+// deadLetter stores what the broker gave up on, whatever is wrong with it.
+func (h *handler) deadLetter(w http.ResponseWriter, r *http.Request, t *taken) error {
+	var err error
+	t.result, err = within(h.slots.deadLetters, func() (any, error) {
+		e, err := receive(w, r, maxDeadLetter)
+		if err != nil {
+			return nil, err
+		}
+		t.event = e
+		alive, failure := event.SplitBrokerError(e)
+		text, err := event.Encode(alive)
+		if err != nil {
+			return nil, refuse(http.StatusBadRequest, "malformed event: %s", oneLine(err))
+		}
+		id, err := h.store.StoreDeadLetter(r.Context(), postgres.DeadLetter{
+			EventID: e.ID(), EventType: e.Type(), EventSource: e.Source(), EventSubject: e.Subject(), Event: text,
+			ErrorCode: failure.Code, ErrorData: failure.Data, ErrorDest: failure.Dest,
+		})
+		return map[string]int64{"deadLetter": id}, err
+	})
+	return err
+}

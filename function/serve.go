@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/config"
+	"gpudev.internal/reservation-expiry/internal/dispatch"
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/instrument"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
+)
+
+const (
+	// A process that is told to end has 25 s: this for what is under way, then handBackWithin, then telemetry.
+	finishWithin   = 14 * time.Second
+	handBackWithin = 5 * time.Second
+	// cutOffAfter is for sends to other instances of the service, which have no reason to hurry.
+	cutOffAfter = 17 * time.Second
+
+	// selfTimeout outlasts a follow-up, which answers when it is done.
+	selfTimeout = 110 * time.Second
+	// sinkBudget bounds the sending of what a delivery made due. What does not fit is sent by a later one.
+	sinkBudget = 20 * time.Second
+)
+
+// server takes deliveries, and where there is no sink makes them too.
+type server struct {
+	handler    *handler
+	dispatcher *dispatch.Dispatcher // nil behind a sink
+	transport  *http.Transport
+	log        *slog.Logger
+
+	finishWithin, handBackWithin time.Duration
+}
+
+// parts is what a server is made of.
+type parts struct {
+	delivery  config.Delivery
+	db        *postgres.DB
+	sweeper   sweeper
+	actions   map[postgres.FollowUpKind]followup.Action
+	telemetry *telemetry.Telemetry
+	log       *slog.Logger
+}
+
+func newServer(p parts) *server {
+	transport := dispatch.NewTransport()
+	sender := func(target string, timeout time.Duration, tries uint) dispatch.Sender {
+		return dispatch.NewHTTPSender(target, dispatch.SenderOptions{
+			Transport: instrument.HTTP(p.telemetry, transport), Timeout: timeout, Tries: tries,
+		})
+	}
+	build := event.Builder{Extensions: p.delivery.Overrides}
+	options := dispatch.Options{Grace: cutOffAfter, Log: p.log}
+
+	s := &server{transport: transport, log: p.log, finishWithin: finishWithin, handBackWithin: handBackWithin}
+	var sendDue func(context.Context) error
+	if p.delivery.Sink != "" {
+		toSink := dispatch.New(p.db, build, sender(p.delivery.Sink, 0, 0), options)
+		sendDue = func(ctx context.Context) error {
+			ctx, cancel := context.WithTimeout(ctx, sinkBudget)
+			defer cancel()
+			_, err := toSink.SendDue(ctx)
+			return err
+		}
+	} else {
+		s.dispatcher = dispatch.New(p.db, build, sender(p.delivery.Self(), selfTimeout, 1), options)
+		sendDue = func(context.Context) error {
+			s.dispatcher.Wake()
+			return nil
+		}
+	}
+	var others dispatch.Sender // nil: facts stay recorded, they never go to the service itself
+	if p.delivery.FactsSink != "" {
+		others = sender(p.delivery.FactsSink, 0, 0)
+	} else if p.delivery.Sink != "" {
+		others = sender(p.delivery.Sink, 0, 0)
+	}
+	s.handler = &handler{
+		sweeper:   p.sweeper,
+		followUps: followup.NewRunner(p.db, p.actions, followup.Options{Log: p.log}),
+		store:     p.db,
+		announcer: dispatch.NewAnnouncer(p.db, build, others, dispatch.AnnouncerOptions{Log: p.log}),
+		sendDue:   sendDue,
+		ready: func(ctx context.Context) error {
+			if p.delivery.SinkMissing() {
+				return &unavailable{reason: "K_SERVICE is set and K_SINK is not: bind the service to a sink (SinkBinding)"}
+			}
+			return p.db.CheckSchema(ctx)
+		},
+		telemetry: p.telemetry,
+		log:       p.log,
+		slots:     newSlots(),
+	}
+	return s
+}
+
+// serve takes deliveries from listener until ctx ends. Then it takes no more, lets those under way finish or hand back
+// what they hold, and returns when nothing runs any more. It closes the listener.
+func (s *server) serve(ctx context.Context, listener net.Listener) error {
+	work, interrupt := context.WithCancel(context.WithoutCancel(ctx))
+	defer interrupt()
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	web := &http.Server{
+		Handler:           s.handler.routes(),
+		BaseContext:       func(net.Listener) context.Context { return work },
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		Protocols:         protocols,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- web.Serve(listener) }()
+
+	var background sync.WaitGroup
+	dispatching, stop := context.WithCancel(ctx)
+	defer stop()
+	if s.dispatcher != nil {
+		background.Go(func() { s.dispatcher.Run(dispatching) })
+	}
+	s.log.InfoContext(ctx, "serving", "address", listener.Addr().String(), "own_sink", s.dispatcher != nil)
+
+	select {
+	case err := <-ended:
+		stop()
+		interrupt()
+		background.Wait()
+		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
+	case <-ctx.Done():
+	}
+	s.log.InfoContext(ctx, "shutting down: no new work is taken")
+	s.leave(s.handler.door.close(), interrupt)
+	background.Wait()
+	s.transport.CloseIdleConnections()
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 500*time.Millisecond)
+	defer cancel()
+	if err := web.Shutdown(closing); err != nil {
+		_ = web.Close() // connections on which nobody waits for an answer
+	}
+	<-ended
+	return nil
+}
+
+// leave waits until nothing is under way any more; what takes too long is interrupted, and hands back what it holds.
+func (s *server) leave(empty <-chan struct{}, interrupt func()) {
+	select {
+	case <-empty:
+		return
+	case <-time.After(s.finishWithin):
+	}
+	s.log.Warn("interrupting what is still under way")
+	interrupt()
+	select {
+	case <-empty:
+	case <-time.After(s.handBackWithin):
+		s.log.Error("something did not heed its interruption; its lease will lapse")
+	}
+}
