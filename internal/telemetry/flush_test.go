@@ -87,7 +87,7 @@ func exportingTo(t *testing.T, url string) *telemetry.Telemetry {
 
 func deliver(ctx context.Context, tel *telemetry.Telemetry, name string) {
 	ctx, span := tel.StartDelivery(ctx, name)
-	tel.Metrics.SweepDone(ctx, time.Second, "ok")
+	tel.Metrics.SweepDone(ctx, noon, time.Second, "ok")
 	span.End("ok", nil)
 }
 

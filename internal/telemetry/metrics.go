@@ -22,11 +22,9 @@ type Metrics struct {
 	brake, paused                                                                       metric.Int64Gauge
 }
 
-// Levels is what a sweep finds, or leaves behind. Ages are counted at the sweep's own clock reading.
+// Levels is what a sweep finds, or leaves behind.
 type Levels struct {
-	// SweepFinished is when the newest finished sweep before this one ended; zero: there is none yet.
-	SweepFinished         time.Time
-	Now                   time.Time
+	SinceLastSweep        time.Duration    // from the end of the newest finished sweep to this one's start; zero: there was none
 	Reservations          map[string]int64 // by status
 	Overdue               int64            // active past deadline and grace, and still not ended
 	CleanupsUnfinished    int64
@@ -71,8 +69,12 @@ func newMetrics(m metric.Meter) (*Metrics, error) {
 	return metrics, errors.Join(b.errs...)
 }
 
-// SweepDone records a finished sweep and its outcome ("ok", "partial", "failed", "dry-run").
-func (m *Metrics) SweepDone(ctx context.Context, took time.Duration, outcome string) {
+// SweepDone records when a sweep finished, how long it took and its outcome ("ok", "partial", "failed",
+// "dry-run"). One that failed did not finish: the time of the newest that did stays.
+func (m *Metrics) SweepDone(ctx context.Context, finished time.Time, took time.Duration, outcome string) {
+	if outcome != "failed" {
+		m.sweepLast.Record(ctx, float64(finished.UnixMilli())/1000)
+	}
 	m.sweepDuration.Record(ctx, took.Seconds(), word("outcome", outcome))
 }
 
@@ -83,9 +85,8 @@ func (m *Metrics) SweepSkipped(ctx context.Context, reason string) {
 
 // SweepLevels records what a sweep found. A level that is not recorded again is not pushed again.
 func (m *Metrics) SweepLevels(ctx context.Context, l Levels) {
-	if !l.SweepFinished.IsZero() {
-		m.sweepLast.Record(ctx, float64(l.SweepFinished.UnixMilli())/1000)
-		m.sweepAge.Record(ctx, l.Now.Sub(l.SweepFinished).Seconds())
+	if l.SinceLastSweep > 0 {
+		m.sweepAge.Record(ctx, l.SinceLastSweep.Seconds())
 	}
 	for status, n := range l.Reservations {
 		m.reservations.Record(ctx, n, word("status", status))

@@ -43,14 +43,14 @@ func withMetrics(t *testing.T) (*telemetry.Telemetry, *pushed) {
 
 // recordEverything makes every instrument report.
 func recordEverything(ctx context.Context, m *telemetry.Metrics) {
-	m.SweepDone(ctx, 1500*time.Millisecond, "ok")
+	m.SweepDone(ctx, noon, 1500*time.Millisecond, "ok")
 	m.SweepSkipped(ctx, "lease held")
 	m.Ended(ctx, "expired", 3)
 	m.Warned(ctx, 30, 12*time.Second)
 	m.StepTried(ctx, "pod", "done", 2*time.Second, 2, true)
 	m.EventAnswered(ctx, "dev.knative.sources.ping", 202)
 	m.SweepLevels(ctx, telemetry.Levels{
-		SweepFinished: noon.Add(-time.Minute), Now: noon, Reservations: map[string]int64{"active": 7, "queued": 1},
+		SinceLastSweep: time.Minute, Reservations: map[string]int64{"active": 7, "queued": 1},
 		BrakeEngaged: true, OldestCleanup: time.Hour,
 	})
 }
@@ -103,6 +103,8 @@ func TestMetricsCarryTheValuesTheyWereGiven(t *testing.T) {
 
 	age := p.last["reservation_expiry.sweep.age"].Data.(metricdata.Gauge[float64]).DataPoints[0]
 	require.InDelta(t, 60, age.Value, 1e-9)
+	last := p.last["reservation_expiry.sweep.last_finished"].Data.(metricdata.Gauge[float64]).DataPoints[0]
+	require.InDelta(t, noon.Unix(), last.Value, 1e-9)
 	endings := p.last["reservation_expiry.endings"].Data.(metricdata.Sum[int64]).DataPoints[0]
 	require.EqualValues(t, 3, endings.Value)
 	brake := p.last["reservation_expiry.brake.engaged"].Data.(metricdata.Gauge[int64]).DataPoints[0]
@@ -121,4 +123,13 @@ func TestAnInstanceThatSweptHoursAgoNoLongerSaysWhatItFound(t *testing.T) {
 	require.NoError(t, tel.Flush(t.Context()))
 	require.NotContains(t, p.last, "reservation_expiry.reservations")
 	require.Contains(t, p.last, "reservation_expiry.sweep.duration", "what is counted goes on being counted")
+}
+
+func TestASweepThatFailedDidNotFinish(t *testing.T) {
+	t.Parallel()
+	tel, p := withMetrics(t)
+	tel.Metrics.SweepDone(t.Context(), noon, time.Second, "failed")
+	require.NoError(t, tel.Flush(t.Context()))
+	require.Contains(t, p.last, "reservation_expiry.sweep.duration")
+	require.NotContains(t, p.last, "reservation_expiry.sweep.last_finished")
 }
