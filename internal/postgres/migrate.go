@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/database"
@@ -21,6 +23,8 @@ var migrations embed.FS
 const (
 	expiryVersions   = "expiry.schema_version"
 	platformVersions = "expiry.platform_tables_version"
+
+	uniqueViolation = "23505"
 )
 
 // Migrate creates or upgrades schema expiry and nothing else. It is idempotent.
@@ -40,7 +44,8 @@ func migrate(ctx context.Context, url, folder, versions string) error {
 	}
 	db := stdlib.OpenDB(*config)
 	defer func() { _ = db.Close() }()
-	if _, err := db.ExecContext(ctx, "create schema if not exists expiry"); err != nil {
+	var taken *pgconn.PgError // "if not exists" does not look at what another is just creating
+	if _, err := db.ExecContext(ctx, "create schema if not exists expiry"); err != nil && (!errors.As(err, &taken) || taken.Code != uniqueViolation) {
 		return fmt.Errorf("create schema expiry: %w", err)
 	}
 	provider, err := newProvider(db, folder, versions)
@@ -63,7 +68,10 @@ func newProvider(db *sql.DB, folder, versions string) (*goose.Provider, error) {
 		return nil, fmt.Errorf("open version table %s: %w", versions, err)
 	}
 	// A table, not an advisory lock: that would belong to a session, which PgBouncer does not keep for us.
-	locker, err := lock.NewPostgresTableLocker(lock.WithTableName("expiry.migration_lock"))
+	locker, err := lock.NewPostgresTableLocker(
+		lock.WithTableName("expiry.migration_lock"),
+		lock.WithTableLockTimeout(250*time.Millisecond, 4*60), // a minute
+	)
 	if err != nil {
 		return nil, fmt.Errorf("prepare the migration lock: %w", err)
 	}
