@@ -11,6 +11,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/reservation"
 )
 
 // identify finds out what stood behind the reservation, for good: most of it only the pod knows.
@@ -44,7 +45,7 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	if id.VolumeID == "" {
 		id.VolumeID, from = firstVolume(p, volumes), "the pod"
 	}
-	if id.VolumeID == "" && (p != nil || c.Launched) { // one that never ran has written to no volume
+	if id.VolumeID == "" && (p != nil || c.Launched || c.Status == reservation.Failed) { // what waited in the queue has written to none
 		id.VolumeID, from = held, "the disk"
 	}
 	for _, v := range volumes {

@@ -1,0 +1,270 @@
+package cleanup_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/pod"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+)
+
+func TestThePodOfANewerReservationIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	newer := w.pod("uid-2")
+	newer.Created = w.now().UTC().Add(time.Minute + time.Second) // past the clocks' tolerance after the end
+	w.pods[podKey] = newer
+	ssh := w.services[podKey+"-ssh"]
+	ssh.Created = newer.Created
+	w.services[podKey+"-ssh"] = ssh
+	w.exec(t, "update reservations set reservation_ended = now() - interval '2 minutes'")
+	w.request(t)
+	w.deliver(t.Context(), t)
+
+	require.Contains(t, keys(w.pods), podKey)
+	require.Contains(t, keys(w.services), podKey+"-ssh")
+	require.Contains(t, w.step(t, postgres.StepPod), "already_gone: pod "+podKey+": created")
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t), "ours is gone all the same")
+	require.Empty(t, w.files)
+}
+
+func TestAPodWhoseNameALiveReservationHasBlocksItsCleanup(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "insert into reservations (reservation_id, user_id, status) values ('deadbeef-ffff', 'bob', 'preparing')")
+	w.request(t)
+	report := w.deliver(t.Context(), t)
+	require.Equal(t, followup.StateFailed, report.State)
+	require.Contains(t, w.step(t, postgres.StepIdentify), "a live reservation has pod name "+podName)
+	require.Contains(t, keys(w.pods), podKey)
+	require.False(t, w.made("keep "+volume), "a pod that may be ours may still write")
+
+	w.exec(t, "update reservations set status = 'cancelled' where reservation_id = 'deadbeef-ffff'")
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+}
+
+func TestAPodOfWhichNobodyKnowsWhoseItIsStays(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "update reservations set created_at = 'infinity'")
+	w.request(t)
+	require.Equal(t, followup.StateFailed, w.deliver(t.Context(), t).State)
+	require.Contains(t, keys(w.pods), podKey)
+
+	// Seen while the reservation was live, its UID tells.
+	w.exec(t, "insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ('uid-1', $1, 'gpu-dev', $2, now())", id, podName)
+	w.deliver(t.Context(), t)
+	require.NotContains(t, keys(w.pods), podKey)
+}
+
+func TestInAnotherClusterNothingIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	w.uid = "cluster-2"
+	clear(w.pods)
+	report := w.deliver(t.Context(), t)
+	require.Equal(t, followup.StateFailed, report.State)
+	require.Contains(t, report.Error, "another cluster answers")
+	require.Equal(t, "null", read[string](t, w, "select coalesce(pod_gone_at::text, 'null') from expiry.cleanups"))
+	require.False(t, w.made("keep "+volume))
+	require.Empty(t, w.records, "DNS has nothing to do with it")
+
+	w.exec(t, "delete from expiry.cluster")
+	require.Contains(t, w.deliver(t.Context(), t).Error, "no sweep has recorded yet")
+}
+
+func TestThePodIsLookedForInBothNamespacesOfAPlaceholder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	p := w.pod("uid-1")
+	p.Namespace, p.Claims = "default", nil
+	delete(w.pods, podKey)
+	w.pods["default/"+podName] = p
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Equal(t, []string{"gpu-dev/gpu-dev-other"}, keys(w.pods))
+	require.Equal(t, "default", read[string](t, w, "select namespace from expiry.cleanups"))
+}
+
+func TestAReservationThatIsLiveAgainKeepsEverything(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	w.exec(t, "update reservations set status = 'active'")
+	report := w.deliver(t.Context(), t)
+	require.Equal(t, followup.StateDone, report.State)
+	require.Empty(t, w.calls)
+	require.Equal(t, "void", read[string](t, w, "select outcome from expiry.follow_ups"))
+
+	w.exec(t, "update reservations set status = 'expired'")
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+}
+
+func TestAReservationRevivedInMidCleanupKeepsItsPod(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	w.after = func(call string) error {
+		if call == "list disk" {
+			w.exec(t, "update reservations set status = 'active'")
+		}
+		return nil
+	}
+	w.deliver(t.Context(), t)
+	require.Contains(t, keys(w.pods), podKey)
+	w.after = nil
+	w.deliver(t.Context(), t)
+	require.Equal(t, "void", read[string](t, w, "select outcome from expiry.follow_ups"))
+}
+
+func TestAStubbornPodIsWaitedForAndForcedOnlyWhereItCannotRunOn(t *testing.T) {
+	t.Parallel()
+	halted := func(s disk.InstanceState) func(*world) {
+		return func(w *world) { w.instances[host] = disk.Instance{ID: host, State: s} }
+	}
+	noDisk := func(t *testing.T, w *world) {
+		w.exec(t, "update reservations set ebs_volume_id = null, disk_name = null")
+		w.exec(t, "delete from disks")
+		p := w.pods[podKey]
+		p.Claims = nil
+		w.pods[podKey] = p
+	}
+	for name, c := range map[string]struct {
+		setup  func(*testing.T, *world)
+		then   func(*world)
+		forced bool
+		after  time.Duration // its grace period
+	}{
+		"instance runs":           {then: func(*world) {}, after: time.Hour},
+		"instance stops":          {then: halted(disk.InstanceStopping), after: time.Hour},
+		"instance stopped":        {then: halted(disk.InstanceStopped), forced: true},
+		"instance terminated":     {then: halted(disk.InstanceTerminated), forced: true},
+		"instance forgotten":      {then: func(w *world) { delete(w.instances, host) }, forced: true},
+		"node gone":               {then: func(w *world) { delete(w.nodes, node) }, forced: true},
+		"node not ready":          {then: func(w *world) { w.nodes[node] = pod.Node{Name: node, InstanceID: host} }, after: time.Hour},
+		"nobody can tell":         {then: func(w *world) { w.before = failing("get instance") }, after: time.Hour},
+		"without a disk, at once": {setup: noDisk, then: func(*world) {}},
+		"without a disk, later":   {setup: noDisk, then: func(*world) {}, after: 3 * time.Minute, forced: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.stand(t)
+			w.stubborn = true
+			if c.setup != nil {
+				c.setup(t, w)
+			}
+			w.request(t)
+			began := w.now()
+			report := w.deliver(t.Context(), t)
+			require.Equal(t, followup.StatePostponed, report.State, report.Error)
+			require.Contains(t, w.step(t, postgres.StepPod), "is stopping")
+			require.InDelta(t, time.Minute, w.now().Sub(began), float64(5*time.Second), "looked for a minute")
+			require.False(t, w.made("force pod "+podKey))
+
+			c.then(w)
+			p := w.pods[podKey]
+			p.Deleting = time.Now().Add(-10*time.Second - c.after) // by the database's clock
+			w.pods[podKey] = p
+			report = w.deliver(t.Context(), t)
+			require.Equal(t, c.forced, w.made("force pod "+podKey))
+			if !c.forced {
+				require.Contains(t, keys(w.pods), podKey)
+				require.False(t, w.made("keep "+volume))
+			}
+			if c.after >= time.Hour {
+				require.Equal(t, followup.StateFailed, report.State, "waiting for ever is a failure")
+			}
+		})
+	}
+}
+
+func failing(call string) func(string) error {
+	return func(c string) error {
+		if len(c) >= len(call) && c[:len(call)] == call {
+			return errors.New("throttled")
+		}
+		return nil
+	}
+}
+
+func TestAPodReplacedWhileItStopsIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	w.stubborn = true
+	w.after = func(call string) error {
+		if call == "delete pod "+podKey {
+			w.mu.Lock()
+			w.pods[podKey] = pod.Pod{Namespace: "gpu-dev", Name: podName, UID: "uid-2", Created: w.now()}
+			w.mu.Unlock()
+		}
+		return nil
+	}
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	require.Equal(t, "uid-2", w.pods[podKey].UID)
+}
+
+func TestTheKubeletsWordOnTerminationIsKept(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	p := w.pods[podKey]
+	p.Phase = pod.Failed
+	p.Containers = []pod.Container{{Name: pod.MainContainer, Kind: pod.App, Current: &pod.Termination{ExitCode: 137}}}
+	w.pods[podKey] = p
+	w.request(t)
+	var told bool
+	w.keep = func(c postgres.CleanupRecord) (followup.Result, error) {
+		told = c.ContainersTerminated && !c.PodGoneAt.IsZero()
+		return followup.Done("snapshot_pending"), nil
+	}
+	w.deliver(t.Context(), t)
+	require.True(t, told)
+	require.Contains(t, w.step(t, postgres.StepListing), "does not run")
+}
+
+func TestASettledCleanupIsReopenedForAPodThatIsStillThere(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	w.deliver(t.Context(), t)
+	w.exec(t, "delete from expiry.pods")
+	w.pods[podKey] = w.pod("uid-late")
+
+	reopened, err := w.db.ReopenCleanup(t.Context(), id, "pod still there")
+	require.NoError(t, err)
+	require.True(t, reopened)
+	again, err := w.db.ReopenCleanup(t.Context(), id, "pod still there")
+	require.NoError(t, err)
+	require.False(t, again)
+	w.calls = nil
+	w.deliver(t.Context(), t)
+	require.NotContains(t, keys(w.pods), podKey)
+	require.False(t, w.made("keep "+volume), "the disk is not touched twice")
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+
+	w.exec(t, "update reservations set status = 'active'")
+	reopened, err = w.db.ReopenCleanup(t.Context(), id, "pod there")
+	require.NoError(t, err)
+	require.False(t, reopened, "a live reservation's pod belongs there")
+}
