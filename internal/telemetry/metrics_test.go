@@ -2,6 +2,9 @@ package telemetry_test
 
 import (
 	"context"
+	"os"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -88,6 +91,48 @@ func TestMetricsHaveTheNamesAndUnitsThatRulesAndDashboardsRelyOn(t *testing.T) {
 		"reservation_expiry.outbox.depth":                 "{event}",
 		"reservation_expiry.dead_letters":                 "{event}",
 	}, units)
+}
+
+// inPrometheus gives the names under which a metric's series are found, by the default translation from OTLP.
+func inPrometheus(m metricdata.Metrics) []string {
+	name := strings.ReplaceAll(m.Name, ".", "_")
+	if m.Unit == "s" {
+		name += "_seconds"
+	}
+	switch m.Data.(type) {
+	case metricdata.Sum[int64]:
+		return []string{name + "_total"}
+	case metricdata.Histogram[float64], metricdata.Histogram[int64]:
+		return []string{name + "_bucket", name + "_count", name + "_sum"}
+	}
+	return []string{name}
+}
+
+func TestRulesAndDashboardNameOnlyMetricsThatExistAndTheReferenceNamesAll(t *testing.T) {
+	t.Parallel()
+	const monitoring = "../../docs/monitoring/"
+	tel, p := withMetrics(t)
+	recordEverything(t.Context(), tel.Metrics)
+	require.NoError(t, tel.Flush(t.Context()))
+	reference, err := os.ReadFile(monitoring + "README.md")
+	require.NoError(t, err)
+	exists := map[string]bool{}
+	for name, m := range p.last {
+		for _, series := range inPrometheus(m) {
+			exists[series] = true
+		}
+		last := name[strings.LastIndex(name, "."):]
+		require.Regexp(t, "`("+regexp.QuoteMeta(name)+"|"+regexp.QuoteMeta(last)+")`", string(reference), name)
+	}
+	for _, file := range []string{"rules.yaml", "rules_test.yaml", "dashboard.json"} {
+		text, err := os.ReadFile(monitoring + file)
+		require.NoError(t, err)
+		named := regexp.MustCompile(`reservation_expiry_[a-z_]+`).FindAllString(string(text), -1)
+		require.NotEmpty(t, named)
+		for _, name := range named {
+			require.Contains(t, exists, name, file)
+		}
+	}
 }
 
 func TestMetricsCarryTheValuesTheyWereGiven(t *testing.T) {
