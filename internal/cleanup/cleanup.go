@@ -249,18 +249,18 @@ func (a *Action) conclude(ctx context.Context, f postgres.FollowUp, d *delivery,
 		return followup.LookAgain(again), nil
 	case failed != nil:
 		return followup.Result{}, failed
+	}
+	outcome, settled, err := a.Store.SettleCleanup(ctx, f)
+	switch {
+	case err != nil:
+		return followup.Result{}, err
+	case settled:
+		a.opts.Log.InfoContext(ctx, "cleanup settled", "outcome", outcome)
+		return followup.Recorded, nil
 	case d.handed != "":
 		return followup.Done(d.handed), nil
 	}
-	outcome, settled, err := a.Store.SettleCleanup(ctx, f)
-	if err == nil && !settled {
-		err = fmt.Errorf("the cleanup of %s has no step left and does not settle", f.ReservationID)
-	}
-	if err != nil {
-		return followup.Result{}, err
-	}
-	a.opts.Log.InfoContext(ctx, "cleanup settled", "outcome", outcome)
-	return followup.Recorded, nil
+	return followup.Result{}, fmt.Errorf("the cleanup of %s has no step left and does not settle", f.ReservationID)
 }
 
 // reload reads the record anew.

@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-
-	"gpudev.internal/reservation-expiry/internal/event"
 )
 
 // Step names a part of a cleanup, as stored.
@@ -56,30 +54,30 @@ func (s StepRecord) Finished() bool { return !s.FinishedAt.IsZero() }
 
 // CleanupSteps returns the steps that were ever begun.
 func (db *DB) CleanupSteps(ctx context.Context, reservationID string) (map[Step]StepRecord, error) {
-	rows, err := db.pool.Query(ctx, `
+	all, err := query(ctx, db, scanStep, `
 		select step, started_at, finished_at, coalesce(outcome, ''), coalesce(detail, ''), attempts, coalesce(last_error, '')
 		from expiry.cleanup_steps where reservation_id = $1`, reservationID)
 	if err != nil {
 		return nil, fmt.Errorf("read the cleanup steps of %s: %w", reservationID, err)
 	}
-	steps := map[Step]StepRecord{}
-	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Step, error) {
-		var s StepRecord
-		var finished *time.Time
-		err := row.Scan(&s.Step, &s.StartedAt, &finished, &s.Outcome, &s.Detail, &s.Attempts, &s.LastError)
-		s.FinishedAt = orZero(finished)
+	steps := make(map[Step]StepRecord, len(all))
+	for _, s := range all {
 		steps[s.Step] = s
-		return s.Step, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the cleanup steps of %s: %w", reservationID, err)
 	}
 	return steps, nil
 }
 
+func scanStep(row pgx.CollectableRow) (StepRecord, error) {
+	var s StepRecord
+	var finished *time.Time
+	err := row.Scan(&s.Step, &s.StartedAt, &finished, &s.Outcome, &s.Detail, &s.Attempts, &s.LastError)
+	s.FinishedAt = orZero(finished)
+	return s, err
+}
+
 // BeginStep records that a step was begun. A step begun before keeps its time.
 func (db *DB) BeginStep(ctx context.Context, reservationID string, step Step) error {
-	_, err := db.pool.Exec(ctx, `
+	_, err := db.exec(ctx, `
 		insert into expiry.cleanup_steps (reservation_id, step) values ($1, $2) on conflict do nothing`, reservationID, step)
 	if err != nil {
 		return fmt.Errorf("begin %s of the cleanup of %s: %w", step, reservationID, err)
@@ -99,7 +97,7 @@ func finishStep(ctx context.Context, tx pgx.Tx, reservationID string, step Step,
 		values ($1, $2, clock_timestamp(), $3, nullif($4, ''))
 		on conflict (reservation_id, step) do update
 		set finished_at = excluded.finished_at, outcome = excluded.outcome, detail = excluded.detail
-		where s.finished_at is null`, reservationID, step, outcome, detail)
+		where s.finished_at is null`, reservationID, step, outcome, storable(detail))
 	if err != nil {
 		return fmt.Errorf("finish %s of the cleanup of %s: %w", step, reservationID, err)
 	}
@@ -108,9 +106,9 @@ func finishStep(ctx context.Context, tx pgx.Tx, reservationID string, step Step,
 
 // FailStep counts a failure of a step, which stays open.
 func (db *DB) FailStep(ctx context.Context, reservationID string, step Step, cause error) error {
-	_, err := db.pool.Exec(ctx, `
+	_, err := db.exec(ctx, `
 		update expiry.cleanup_steps set attempts = attempts + 1, last_error = $3
-		where reservation_id = $1 and step = $2 and finished_at is null`, reservationID, step, cause.Error())
+		where reservation_id = $1 and step = $2 and finished_at is null`, reservationID, step, storable(cause.Error()))
 	if err != nil {
 		return fmt.Errorf("record the failure of %s of the cleanup of %s: %w", step, reservationID, err)
 	}
@@ -119,9 +117,9 @@ func (db *DB) FailStep(ctx context.Context, reservationID string, step Step, cau
 
 // NoteStep records, for people, what an open step waits for.
 func (db *DB) NoteStep(ctx context.Context, reservationID string, step Step, detail string) error {
-	_, err := db.pool.Exec(ctx, `
+	_, err := db.exec(ctx, `
 		update expiry.cleanup_steps set detail = $3
-		where reservation_id = $1 and step = $2 and finished_at is null`, reservationID, step, detail)
+		where reservation_id = $1 and step = $2 and finished_at is null`, reservationID, step, storable(detail))
 	if err != nil {
 		return fmt.Errorf("note what %s of the cleanup of %s waits for: %w", step, reservationID, err)
 	}
@@ -172,7 +170,7 @@ func (db *DB) RecordListing(ctx context.Context, reservationID, size, url, outco
 
 // RecordTermination remembers that the kubelet reports every container of the pod terminated.
 func (db *DB) RecordTermination(ctx context.Context, reservationID string) error {
-	_, err := db.pool.Exec(ctx, `
+	_, err := db.exec(ctx, `
 		update expiry.cleanups set containers_terminated_at = clock_timestamp()
 		where reservation_id = $1 and containers_terminated_at is null`, reservationID)
 	if err != nil {
@@ -202,113 +200,4 @@ func (db *DB) RecordPodGone(ctx context.Context, reservationID, outcome, detail 
 		}
 		return finishStep(ctx, tx, reservationID, StepPod, outcome, detail)
 	})
-}
-
-// FinishDisk records how the disk's part of a cleanup ended, with nothing of the platform's to change, and settles the
-// cleanup if that was the last step.
-func (db *DB) FinishDisk(ctx context.Context, reservationID, outcome, detail string) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error { return finishDisk(ctx, tx, reservationID, outcome, detail) })
-}
-
-// finishDisk is FinishDisk inside the transaction that released the disk. While another step is open the cleanup is
-// asked for again, to settle once that is finished: the disk does not wait for it.
-func finishDisk(ctx context.Context, tx pgx.Tx, reservationID, outcome, detail string) error {
-	if err := finishStep(ctx, tx, reservationID, StepDisk, outcome, detail); err != nil {
-		return err
-	}
-	_, settled, err := settleCleanup(ctx, tx, reservationID)
-	if err != nil || settled {
-		return err
-	}
-	return requestCleanup(ctx, tx, reservationID)
-}
-
-// FinishWithoutVolume ends the disk's part of a cleanup for which no volume is known, releasing the disk if this very
-// reservation holds its lock and no live one names it.
-func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail string) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error {
-		outcome := OutcomeNothingToKeep
-		held, err := disksHeldBy(ctx, tx, reservationID)
-		if err != nil {
-			return err
-		}
-		for _, d := range held {
-			if d.named {
-				outcome, detail = OutcomeSuperseded, fmt.Sprintf("disk %s is named by a live reservation", d.name)
-				continue
-			}
-			if err := releaseDisk(ctx, tx, reservationID, d); err != nil {
-				return err
-			}
-		}
-		return finishDisk(ctx, tx, reservationID, outcome, detail)
-	})
-}
-
-// heldDisk is a disk whose lock a reservation holds.
-type heldDisk struct {
-	id, user, name string
-	named          bool // by a live reservation
-}
-
-// disksHeldBy locks and returns the disks that are in use by the reservation.
-func disksHeldBy(ctx context.Context, tx pgx.Tx, reservationID string) ([]heldDisk, error) {
-	rows, err := tx.Query(ctx, `
-		select d.disk_id::text, d.user_id, d.disk_name, exists (
-		           select from reservations r
-		           where r.user_id = d.user_id and r.disk_name = d.disk_name and r.reservation_id <> $1
-		             and r.status in ('pending', 'queued', 'preparing', 'active'))
-		from disks d
-		where d.reservation_id = $1 and d.in_use
-		for update of d`, reservationID)
-	if err != nil {
-		return nil, fmt.Errorf("lock the disk of %s: %w", reservationID, err)
-	}
-	held, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (heldDisk, error) {
-		var d heldDisk
-		err := row.Scan(&d.id, &d.user, &d.name, &d.named)
-		return d, err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("lock the disk of %s: %w", reservationID, err)
-	}
-	return held, nil
-}
-
-// releaseDisk frees a disk whose row the transaction has locked, with the fact.
-func releaseDisk(ctx context.Context, tx pgx.Tx, reservationID string, d heldDisk) error {
-	var at time.Time
-	err := tx.QueryRow(ctx, `
-		update disks set in_use = false, reservation_id = null, last_updated = clock_timestamp()
-		where disk_id = $1 and in_use and reservation_id = $2
-		returning last_updated`, d.id, reservationID).Scan(&at)
-	if err != nil {
-		return fmt.Errorf("release disk %s of %s: %w", d.name, reservationID, err)
-	}
-	return recordFact(ctx, tx, event.DiskReleased, reservationID,
-		event.DiskRelease{ReservationID: reservationID, UserID: d.user, DiskName: d.name, ReleasedAt: at.UTC()})
-}
-
-// DiskOf returns the name of the disk that a cleanup is about, and the volume that the platform keeps it on, from the
-// disks table: the one whose lock the reservation holds, else the one on the given volume. Each is empty where unknown.
-func (db *DB) DiskOf(ctx context.Context, reservationID, userID, volumeID string) (name, volume string, err error) {
-	err = db.pool.QueryRow(ctx, `
-		select disk_name, coalesce(substring(ebs_volume_id from '^vol-[0-9a-f]{8,17}$'), '')
-		from disks
-		where (reservation_id = $1 or ($3 <> '' and ebs_volume_id = $3)) and ($2 = '' or user_id = $2)
-		order by (reservation_id = $1) desc nulls last limit 1`, reservationID, userID, volumeID).Scan(&name, &volume)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return "", "", fmt.Errorf("look for the disk of %s: %w", reservationID, err)
-	}
-	return name, volume, nil
-}
-
-// RecordDiskName stores a disk's name learnt from its volume. A name known before stays.
-func (db *DB) RecordDiskName(ctx context.Context, reservationID, name string) error {
-	_, err := db.pool.Exec(ctx, `
-		update expiry.cleanups set disk_name = coalesce(disk_name, $2) where reservation_id = $1`, reservationID, name)
-	if err != nil {
-		return fmt.Errorf("record the name of the disk of %s: %w", reservationID, err)
-	}
-	return nil
 }

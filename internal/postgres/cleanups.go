@@ -71,10 +71,7 @@ func (c CleanupRecord) Over() bool { return c.Vanished || c.Status.Ended() }
 
 // LoadCleanup reads a reservation's cleanup. It reports false where there is none.
 func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRecord, bool, error) {
-	var c CleanupRecord
-	var started, deadline, ended reservation.Instant
-	var podGone, detach, forced, writerGone, settled *time.Time
-	err := db.pool.QueryRow(ctx, `
+	c, found, err := first(query(ctx, db, scanCleanup, `
 		select c.reservation_id, c.reason, coalesce(c.user_id, r.user_id, ''), coalesce(r.gpu_type, ''),
 		       coalesce(r.status, ''), r.reservation_id is null, r.launched_at is not null,
 		       coalesce(c.pod_name, r.pod_name, ''), coalesce(r.namespace, ''),
@@ -90,7 +87,18 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 		       c.detach_forced_at, c.writer_gone_at, c.settled_at, coalesce(c.outcome, ''), clock_timestamp()
 		from expiry.cleanups c
 		left join reservations r using (reservation_id)
-		where c.reservation_id = $1`, reservationID).Scan(
+		where c.reservation_id = $1`, reservationID))
+	if err != nil {
+		return CleanupRecord{}, false, fmt.Errorf("read the cleanup of %s: %w", reservationID, err)
+	}
+	return c, found, nil
+}
+
+func scanCleanup(row pgx.CollectableRow) (CleanupRecord, error) {
+	var c CleanupRecord
+	var started, deadline, ended reservation.Instant
+	var podGone, detach, forced, writerGone, settled *time.Time
+	err := row.Scan(
 		&c.ReservationID, &c.Reason, &c.UserID, &c.GPUType,
 		&c.Status, &c.Vanished, &c.Launched,
 		&c.NamedPod, &c.RowNamespace,
@@ -99,18 +107,20 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 		&c.InstanceID, &c.ClaimName, &c.PVName,
 		&c.VolumeID, &c.DiskName, &c.DiskSize, &c.ContentURL,
 		&c.RequestedAt, &podGone, &c.ContainersTerminated, &detach, &forced, &writerGone, &settled, &c.Outcome, &c.Now)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return CleanupRecord{}, false, nil
-	}
-	if err != nil {
-		return CleanupRecord{}, false, fmt.Errorf("read the cleanup of %s: %w", reservationID, err)
-	}
 	c.Started, _ = started.Time()
 	c.Deadline, _ = deadline.Time()
 	c.Ended, _ = ended.Time()
 	c.PodGoneAt, c.DetachRequestedAt, c.DetachForcedAt = orZero(podGone), orZero(detach), orZero(forced)
 	c.WriterGoneAt, c.SettledAt = orZero(writerGone), orZero(settled)
-	return c, true, nil
+	return c, err
+}
+
+// first returns the first row of a query's, and whether there was one.
+func first[T any](rows []T, err error) (row T, found bool, _ error) {
+	if err != nil || len(rows) == 0 {
+		return row, false, err
+	}
+	return rows[0], true, nil
 }
 
 func orZero(t *time.Time) time.Time {
@@ -128,23 +138,16 @@ func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, er
 		if err := createCleanup(ctx, tx, reservationID, ""); err != nil {
 			return err
 		}
-		// A cleanup that waits for its snapshot has its own follow-up and is not asked for again.
-		var asked bool
 		err := tx.QueryRow(ctx, `
-			select exists (select from expiry.follow_ups f
-			               where f.reservation_id = c.reservation_id and f.state = 'due' and f.kind in ('cleanup', 'snapshot.sync'))
-			from expiry.cleanups c where c.reservation_id = $1 and c.settled_at is null`, reservationID).Scan(&asked)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return nil
-		}
+			select exists (select from expiry.cleanups where reservation_id = $1 and settled_at is null)`, reservationID).Scan(&open)
 		if err != nil {
 			return fmt.Errorf("look for the cleanup of %s: %w", reservationID, err)
 		}
-		open = true
-		if asked {
+		if !open {
 			return nil
 		}
-		return requestCleanup(ctx, tx, reservationID)
+		// One that waits for its snapshot has that one's follow-up to go on with.
+		return ensureRequested(ctx, tx, reservationID, string(Cleanup), string(SnapshotSync))
 	})
 	return open && err == nil, err
 }
@@ -163,6 +166,21 @@ func createCleanup(ctx context.Context, tx pgx.Tx, reservationID, reason string)
 		return fmt.Errorf("create the cleanup of %s: %w", reservationID, err)
 	}
 	return nil
+}
+
+// ensureRequested asks for the cleanup unless a follow-up of one of the kinds is due for the reservation.
+func ensureRequested(ctx context.Context, tx pgx.Tx, reservationID string, kinds ...string) error {
+	var due bool
+	err := tx.QueryRow(ctx, `
+		select exists (select from expiry.follow_ups where reservation_id = $1 and state = 'due' and kind = any($2))`,
+		reservationID, kinds).Scan(&due)
+	if err != nil {
+		return fmt.Errorf("look for what is due for %s: %w", reservationID, err)
+	}
+	if due {
+		return nil
+	}
+	return requestCleanup(ctx, tx, reservationID)
 }
 
 func requestCleanup(ctx context.Context, tx pgx.Tx, reservationID string) error {

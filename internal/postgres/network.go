@@ -20,12 +20,8 @@ const ended = `not exists (
 
 // DomainsOf returns the names that the reservation's rows in domain_mappings hold.
 func (db *DB) DomainsOf(ctx context.Context, reservationID string) ([]string, error) {
-	rows, err := db.pool.Query(ctx, `
+	names, err := query(ctx, db, pgx.RowTo[string], `
 		select domain_name from domain_mappings where reservation_id = $1 order by domain_name`, reservationID)
-	if err != nil {
-		return nil, fmt.Errorf("read the domains of %s: %w", reservationID, err)
-	}
-	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return nil, fmt.Errorf("read the domains of %s: %w", reservationID, err)
 	}

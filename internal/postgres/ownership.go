@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -17,15 +16,14 @@ type Ownership struct {
 
 // Ownership reads who may have a pod called podName: the reservation itself or a live one.
 func (db *DB) Ownership(ctx context.Context, reservationID, podName string) (Ownership, error) {
-	var o Ownership
-	err := db.pool.QueryRow(ctx, `
+	o, _, err := first(query(ctx, db, pgx.RowToStructByPos[Ownership], `
 		select not exists (select from reservations
 		                   where reservation_id = $1 and coalesce(status, '') not in ('expired', 'cancelled', 'failed')),
 		       exists (select from reservations
 		               where reservation_id <> $1 and status in ('pending', 'queued', 'preparing', 'active')
 		                 and coalesce(nullif(pod_name, ''), 'gpu-dev-' || left(reservation_id, 8)) = $2),
 		       array(select uid from expiry.pods where reservation_id = $1 order by first_seen_at desc)`,
-		reservationID, podName).Scan(&o.Over, &o.NameIsLive, &o.UIDs)
+		reservationID, podName))
 	if err != nil {
 		return Ownership{}, fmt.Errorf("look for the owner of pod %s: %w", podName, err)
 	}
@@ -34,9 +32,8 @@ func (db *DB) Ownership(ctx context.Context, reservationID, podName string) (Own
 
 // KnownCluster returns the UID of the cluster in which the reservations live, empty before the first sweep.
 func (db *DB) KnownCluster(ctx context.Context) (string, error) {
-	var uid string
-	err := db.pool.QueryRow(ctx, "select uid from expiry.cluster").Scan(&uid)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+	uid, _, err := first(query(ctx, db, pgx.RowTo[string], "select uid from expiry.cluster"))
+	if err != nil {
 		return "", fmt.Errorf("read the known cluster: %w", err)
 	}
 	return uid, nil

@@ -23,6 +23,8 @@ type WarningSubject struct {
 
 // LoadWarningSubject reads the reservation again. It reports false where the row is gone.
 func (db *DB) LoadWarningSubject(ctx context.Context, reservationID string) (WarningSubject, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	return readWarningSubject(ctx, db.pool, reservationID, "")
 }
 
@@ -122,16 +124,11 @@ type OOMKill struct {
 
 // NewestOOMKill returns the latest out-of-memory kill of the reservation. It reports false where there was none.
 func (db *DB) NewestOOMKill(ctx context.Context, reservationID string) (OOMKill, bool, error) {
-	var k OOMKill
-	err := db.pool.QueryRow(ctx, `
+	k, found, err := first(query(ctx, db, pgx.RowToStructByPos[OOMKill], `
 		select container, finished_at from expiry.oom_kills
-		where reservation_id = $1 order by finished_at desc, container_id limit 1`, reservationID).Scan(&k.Container, &k.FinishedAt)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return OOMKill{}, false, nil
-	}
+		where reservation_id = $1 order by finished_at desc, container_id limit 1`, reservationID))
 	if err != nil {
 		return OOMKill{}, false, fmt.Errorf("read the out-of-memory kills of %s: %w", reservationID, err)
 	}
-	k.FinishedAt = k.FinishedAt.UTC()
-	return k, true, nil
+	return k, found, nil
 }

@@ -1,0 +1,123 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+)
+
+// FinishDisk records how the disk's part of a cleanup ended, with nothing of the platform's to change, and settles the
+// cleanup if that was the last step.
+func (db *DB) FinishDisk(ctx context.Context, reservationID, outcome, detail string) error {
+	return db.inTx(ctx, func(tx pgx.Tx) error { return finishDisk(ctx, tx, reservationID, outcome, detail) })
+}
+
+// finishDisk is FinishDisk inside the transaction that released the disk. The disk does not wait for other steps: while
+// one is open its follow-up is due, and whoever finishes the last step settles the cleanup.
+func finishDisk(ctx context.Context, tx pgx.Tx, reservationID, outcome, detail string) error {
+	if err := finishStep(ctx, tx, reservationID, StepDisk, outcome, detail); err != nil {
+		return err
+	}
+	_, settled, err := settleCleanup(ctx, tx, reservationID)
+	if err != nil || settled {
+		return err
+	}
+	return ensureRequested(ctx, tx, reservationID, string(Cleanup))
+}
+
+// FinishWithoutVolume ends the disk's part of a cleanup for which no volume is known, releasing the disk if this very
+// reservation holds its lock and no live one names it.
+func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail string) error {
+	return db.inTx(ctx, func(tx pgx.Tx) error {
+		outcome := OutcomeNothingToKeep
+		held, err := disksHeldBy(ctx, tx, reservationID)
+		if err != nil {
+			return err
+		}
+		for _, d := range held {
+			if d.named {
+				outcome, detail = OutcomeSuperseded, fmt.Sprintf("disk %s is named by a live reservation", d.name)
+				continue
+			}
+			if err := releaseDisk(ctx, tx, reservationID, d); err != nil {
+				return err
+			}
+		}
+		return finishDisk(ctx, tx, reservationID, outcome, detail)
+	})
+}
+
+// heldDisk is a disk whose lock a reservation holds.
+type heldDisk struct {
+	id, user, name string
+	named          bool // by a live reservation
+}
+
+// disksHeldBy locks and returns the disks that are in use by the reservation.
+func disksHeldBy(ctx context.Context, tx pgx.Tx, reservationID string) ([]heldDisk, error) {
+	rows, err := tx.Query(ctx, `
+		select d.disk_id::text, d.user_id, d.disk_name, exists (
+		           select from reservations r
+		           where r.user_id = d.user_id and r.disk_name = d.disk_name and r.reservation_id <> $1
+		             and r.status in ('pending', 'queued', 'preparing', 'active'))
+		from disks d
+		where d.reservation_id = $1 and d.in_use
+		for update of d`, reservationID)
+	if err != nil {
+		return nil, fmt.Errorf("lock the disk of %s: %w", reservationID, err)
+	}
+	held, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (heldDisk, error) {
+		var d heldDisk
+		err := row.Scan(&d.id, &d.user, &d.name, &d.named)
+		return d, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("lock the disk of %s: %w", reservationID, err)
+	}
+	return held, nil
+}
+
+// releaseDisk frees a disk whose row the transaction has locked, with the fact.
+func releaseDisk(ctx context.Context, tx pgx.Tx, reservationID string, d heldDisk) error {
+	var at time.Time
+	err := tx.QueryRow(ctx, `
+		update disks set in_use = false, reservation_id = null, last_updated = clock_timestamp()
+		where disk_id = $1 and in_use and reservation_id = $2
+		returning last_updated`, d.id, reservationID).Scan(&at)
+	if err != nil {
+		return fmt.Errorf("release disk %s of %s: %w", d.name, reservationID, err)
+	}
+	return recordFact(ctx, tx, event.DiskReleased, reservationID,
+		event.DiskRelease{ReservationID: reservationID, UserID: d.user, DiskName: d.name, ReleasedAt: at.UTC()})
+}
+
+// DiskOf returns the name of the disk that a cleanup is about, and the volume that the platform keeps it on, from the
+// disks table: the one whose lock the reservation holds, else the one on the given volume. Each is empty where unknown.
+func (db *DB) DiskOf(ctx context.Context, reservationID, userID, volumeID string) (name, volume string, err error) {
+	found, _, err := first(query(ctx, db, pgx.RowTo[[]string], `
+		select array[disk_name, coalesce(substring(ebs_volume_id from '^vol-[0-9a-f]{8,17}$'), '')]
+		from disks
+		where (reservation_id = $1 or ($3 <> '' and ebs_volume_id = $3)) and ($2 = '' or user_id = $2)
+		order by (reservation_id = $1) desc nulls last limit 1`, reservationID, userID, volumeID))
+	if err != nil {
+		return "", "", fmt.Errorf("look for the disk of %s: %w", reservationID, err)
+	}
+	if found == nil {
+		return "", "", nil
+	}
+	return found[0], found[1], nil
+}
+
+// RecordDiskName stores a disk's name learnt from its volume. A name known before stays.
+func (db *DB) RecordDiskName(ctx context.Context, reservationID, name string) error {
+	_, err := db.exec(ctx, `
+		update expiry.cleanups set disk_name = coalesce(disk_name, $2) where reservation_id = $1`, reservationID, name)
+	if err != nil {
+		return fmt.Errorf("record the name of the disk of %s: %w", reservationID, err)
+	}
+	return nil
+}
