@@ -77,7 +77,7 @@ func (db *DB) RecordWarningSent(ctx context.Context, f FollowUp, deadline time.T
 		var at time.Time
 		err = tx.QueryRow(ctx, `
 			update reservations
-			set warnings_sent = $2, last_warning_time = extract(epoch from clock_timestamp())::bigint
+			set warnings_sent = $2, last_warning_time = floor(extract(epoch from clock_timestamp()))::bigint
 			where reservation_id = $1 and status = 'active'
 			returning clock_timestamp()`, f.ReservationID, string(merged)).Scan(&at)
 		if err != nil {
