@@ -8,16 +8,6 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 )
 
-// Inject writes the span in ctx into the event's distributed tracing extension (traceparent, tracestate).
-func Inject(ctx context.Context, e event.EventWriter) {
-	carrier := propagation.MapCarrier{}
-	propagation.TraceContext{}.Inject(ctx, carrier)
-	extensions.DistributedTracingExtension{
-		TraceParent: carrier[extensions.TraceParentExtension],
-		TraceState:  carrier[extensions.TraceStateExtension],
-	}.AddTracingAttributes(e)
-}
-
 // Extract returns ctx with the span that sent the event, for StartDelivery and StartAction to link to. A
 // malformed or absent extension changes nothing.
 func Extract(ctx context.Context, e event.Event) context.Context {
@@ -31,10 +21,15 @@ func Extract(ctx context.Context, e event.Event) context.Context {
 	})
 }
 
-// TraceParent returns the W3C traceparent of the span in ctx, or "" where there is none, for rows that remember
-// who asked.
+// TraceParent returns the W3C traceparent of the span in ctx, or "" where there is none: what an event carries in
+// its distributed tracing extension, and what a row remembers of who asked.
 func TraceParent(ctx context.Context) string {
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)
 	return carrier[extensions.TraceParentExtension]
+}
+
+// WithTraceParent is Extract for a row that remembers who asked.
+func WithTraceParent(ctx context.Context, traceparent string) context.Context {
+	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{extensions.TraceParentExtension: traceparent})
 }

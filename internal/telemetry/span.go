@@ -12,8 +12,12 @@ import (
 	"gpudev.internal/reservation-expiry/internal/fault"
 )
 
-// Phase is a stretch of a reservation's life that has a span of its own, written once when it is over.
+// Phase is a stretch of a reservation's life that has a span of its own, written from the database once when it is
+// over, since it may outlast the process in which it began.
 type Phase string
+
+// StepPhase is the phase that a cleanup step lasts, from its first attempt to its last.
+func StepPhase(step string) Phase { return Phase("step " + step) }
 
 // The phases, in order. Cleanup, snapshot and disk held overlap.
 const (
@@ -71,13 +75,15 @@ func (t *Telemetry) StartDelivery(ctx context.Context, name string, attrs ...att
 }
 
 // StartAction starts a span in the trace of reservation r, whichever process works on it and however many hours
-// after the others, and puts r into the context for Step and for the log. Inside an action for the same
-// reservation it starts a child. What ctx holds besides, the sweep or delivery that asked, is linked both ways.
+// after the others, and puts r into the context for StartStep and for the log. Inside an action for the same
+// reservation and phase it starts a child. What ctx holds besides, the sweep or delivery that asked, is linked
+// both ways.
 func (t *Telemetry) StartAction(ctx context.Context, name string, r Reservation, attrs ...attribute.KeyValue) (context.Context, *Span) {
 	asked := trace.SpanFromContext(ctx)
+	within, _ := ctx.Value(reservationKey{}).(Reservation)
 	ctx = context.WithValue(ctx, reservationKey{}, r)
 	attrs = append(r.attributes(), attrs...)
-	if sc := asked.SpanContext(); sc.TraceID() == TraceID(r.ID) && !sc.IsRemote() {
+	if sc := asked.SpanContext(); sc.TraceID() == TraceID(r.ID) && !sc.IsRemote() && within.Phase == r.Phase {
 		return t.start(ctx, name, KeyReservationOutcome, attrs)
 	}
 	// A span of another process may never be exported, so it is linked to and not taken as the parent.

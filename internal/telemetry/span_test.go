@@ -56,7 +56,7 @@ func TestAFollowUpInAnotherProcessLinksBackToTheSweepThatAskedForIt(t *testing.T
 	e.SetID("1")
 	e.SetSource("/test")
 	e.SetType("dev.gpudev.expiry.warning.requested.v1")
-	telemetry.Inject(ctx, &e)
+	e.SetExtension("traceparent", telemetry.TraceParent(ctx))
 	sweep.End("ok", nil)
 
 	_, action := receiver.StartAction(telemetry.Extract(t.Context(), e), "warn", reservation, telemetry.Delivery(e, true)...)
@@ -94,6 +94,47 @@ func TestStepsOfAnActionAreItsChildrenAndAsSearchable(t *testing.T) {
 	require.Equal(t, reservationID, attributes(got["delete"])["reservation.id"])
 	require.Equal(t, "gone", attributes(got["delete"])["reservation.outcome"])
 	require.Empty(t, got["pod"].Links)
+}
+
+func TestAnAttemptAtAStepIsFiledUnderTheStepWhichOutlastsTheDelivery(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, nil)
+	r := reservation
+	r.Phase = telemetry.PhaseCleanup
+	ctx, action := tel.StartAction(t.Context(), "cleanup", r)
+	r.Phase = telemetry.StepPhase("pod")
+	ctx, attempt := tel.StartAction(ctx, "attempt", r)
+	_, call := tel.StartStep(ctx, "call")
+	call.End("gone", nil)
+	attempt.End("done", nil)
+	require.Contains(t, flushed(t, tel, spans), "attempt", "it is exported although the delivery may yet be killed")
+
+	action.End("waiting", nil)
+	require.NoError(t, tel.Flush(t.Context()))
+	got := map[string]trace.SpanContext{}
+	for _, s := range spans.GetSpans() {
+		got[s.Name] = s.SpanContext
+		switch s.Name {
+		case "attempt":
+			require.Equal(t, telemetry.PhaseSpanID(reservationID, telemetry.StepPhase("pod")), s.Parent.SpanID())
+		case "cleanup":
+			require.Equal(t, got["attempt"].SpanID(), s.Links[0].SpanContext.SpanID())
+		}
+	}
+	require.Len(t, got, 3)
+}
+
+func TestARowRemembersWhoAsked(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, nil)
+	ctx, sweep := tel.StartDelivery(t.Context(), "sweep")
+	row := telemetry.TraceParent(ctx)
+	sweep.End("ok", nil)
+	_, action := tel.StartAction(telemetry.WithTraceParent(t.Context(), row), "warning", reservation)
+	action.End("sent", nil)
+	got := flushed(t, tel, spans)
+	require.Equal(t, got["sweep"].SpanContext.SpanID(), got["warning"].Links[0].SpanContext.SpanID())
+	require.Empty(t, telemetry.TraceParent(telemetry.WithTraceParent(t.Context(), "")))
 }
 
 func TestASpanOfAnotherProcessInTheSameTraceIsLinkedToAndNotTakenAsParent(t *testing.T) {

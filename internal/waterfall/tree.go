@@ -31,37 +31,79 @@ func (r *row) end() time.Time {
 	return end
 }
 
-// tree arranges a trace in rows, outermost first, and flattens them in the order in which they are drawn. Spans
-// whose parent has not come, because its phase still lasts, hang below a row that stands for it.
+// tree arranges a trace in rows, outermost first, and flattens them in the order in which they are drawn.
 func tree(t jaeger.Trace, calls bool) []*row {
+	spans, open := standIns(t)
 	children := map[string][]jaeger.Span{}
-	seen := map[string]bool{}
-	for _, s := range t.Spans {
-		seen[s.ID] = true
+	for _, s := range spans {
 		children[s.ParentID] = append(children[s.ParentID], s)
 	}
-	top := group(children, []string{""}, calls)
-	awaited := awaitedParents(t)
-	var orphans []*row
-	for parent, spans := range children {
-		if parent == "" || seen[parent] {
-			continue
-		}
-		below := group(children, []string{parent}, calls)
-		if parent == telemetry.RootSpanID(reservationID(t)).String() {
-			orphans = append(orphans, below...)
-			continue
-		}
-		orphans = append(orphans, &row{label: cmp.Or(awaited[parent], "…"), spans: slices.Clone(spans), children: below, open: true})
+	// Before the root is written, what hangs below it is outermost.
+	outermost := []string{"", telemetry.RootSpanID(reservationID(t)).String()}
+	if len(children[""]) > 0 && slices.ContainsFunc(children[""], func(s jaeger.Span) bool { return s.ID == outermost[1] }) {
+		outermost = outermost[:1]
 	}
-	if root := slices.IndexFunc(top, func(r *row) bool { return r.label == "reservation" }); root >= 0 {
-		top[root].children = append(top[root].children, orphans...)
-		byStart(top[root].children)
-	} else {
-		top = append(top, orphans...)
+	rows := flatten(nil, group(children, outermost, calls), nil)
+	for _, r := range rows {
+		r.open = open[r.spans[0].ID]
 	}
-	byStart(top)
-	return flatten(nil, top, nil)
+	return rows
+}
+
+// standIns adds to a trace's spans one for each parent that has not come, because it is written only when what it
+// stands for is over. It begins and ends with what is known to be below it.
+func standIns(t jaeger.Trace) (spans []jaeger.Span, open map[string]bool) {
+	names, parents := phases(t)
+	spans, open = slices.Clone(t.Spans), map[string]bool{}
+	at := map[string]int{parents[""]: -1}
+	for i, s := range spans {
+		at[s.ID] = i
+	}
+	for i := 0; i < len(spans); i++ { // grows while it is read: a stand-in's own parent may be missing too
+		s := spans[i]
+		j, known := at[s.ParentID]
+		switch {
+		case s.ParentID == "":
+		case !known:
+			at[s.ParentID] = len(spans)
+			open[s.ParentID] = true
+			spans = append(spans, jaeger.Span{
+				ID: s.ParentID, ParentID: parents[s.ParentID], Name: cmp.Or(names[s.ParentID], "…"), Start: s.Start, Duration: s.Duration,
+			})
+		case j >= 0 && open[s.ParentID]:
+			begin, end := spans[j].Start, spans[j].End()
+			if s.Start.Before(begin) {
+				begin = s.Start
+			}
+			if s.End().After(end) {
+				end = s.End()
+			}
+			spans[j].Start, spans[j].Duration = begin, end.Sub(begin)
+		}
+	}
+	return spans, open
+}
+
+// phases names the derived spans, and the parent of each; the parent of "" is the root.
+func phases(t jaeger.Trace) (names, parents map[string]string) {
+	id := reservationID(t)
+	root := telemetry.RootSpanID(id).String()
+	names, parents = map[string]string{}, map[string]string{"": root}
+	for _, phase := range []telemetry.Phase{
+		telemetry.PhaseQueued, telemetry.PhasePreparing, telemetry.PhaseActive,
+		telemetry.PhaseCleanup, telemetry.PhaseSnapshot, telemetry.PhaseDiskHeld,
+	} {
+		span := telemetry.PhaseSpanID(id, phase).String()
+		names[span], parents[span] = string(phase), root
+	}
+	for _, s := range t.Spans {
+		if step := s.Attributes[string(telemetry.KeyCleanupStep)]; step != "" {
+			phase := telemetry.StepPhase(step)
+			span := telemetry.PhaseSpanID(id, phase).String()
+			names[span], parents[span] = string(phase), telemetry.PhaseSpanID(id, telemetry.PhaseCleanup).String()
+		}
+	}
+	return names, parents
 }
 
 // group makes rows of the spans below any of the parents.
@@ -112,19 +154,6 @@ func flatten(flat, rows []*row, last []bool) []*row {
 		flat = flatten(flat, r.children, r.last)
 	}
 	return flat
-}
-
-// awaitedParents names the spans that are written only when what they stand for is over.
-func awaitedParents(t jaeger.Trace) map[string]string {
-	id := reservationID(t)
-	names := map[string]string{}
-	for _, phase := range []telemetry.Phase{
-		telemetry.PhaseQueued, telemetry.PhasePreparing, telemetry.PhaseActive,
-		telemetry.PhaseCleanup, telemetry.PhaseSnapshot, telemetry.PhaseDiskHeld,
-	} {
-		names[telemetry.PhaseSpanID(id, phase).String()] = string(phase)
-	}
-	return names
 }
 
 // newest returns an attribute of the span that started last among those that have it.

@@ -65,6 +65,17 @@ func TestWaterfallLooksLikeThis(t *testing.T) {
 	}
 }
 
+func TestTheManualShowsTheseDrawings(t *testing.T) {
+	t.Parallel()
+	manual, err := os.ReadFile("../../docs/tracing.md")
+	require.NoError(t, err)
+	for _, name := range []string{"life", "while-it-happens"} {
+		golden, err := os.ReadFile(filepath.Join("testdata", name+".golden"))
+		require.NoError(t, err)
+		require.Contains(t, string(manual), "```text\n"+string(golden)+"```\n")
+	}
+}
+
 // traces draws traces of any shape: parents that are there or not, times in any order, over milliseconds or months.
 func traces() *rapid.Generator[jaeger.Trace] {
 	return rapid.Custom(func(t *rapid.T) jaeger.Trace {
@@ -164,4 +175,26 @@ func TestWhatWaitsForItsPhaseIsFiledUnderThePhasesName(t *testing.T) {
 	}}}, waterfall.Options{}))
 	require.Regexp(t, `(?m)^active +T +goes on`, out.String())
 	require.Contains(t, out.String(), "└─ warn 30 min")
+}
+
+func TestAttemptsAtAStepThatIsNotDoneHangBelowTheStepAndTheCleanup(t *testing.T) {
+	t.Parallel()
+	const id = "0b8f3a52-6c1d-4e7f-9a20-b4c5d6e7f801"
+	begin := time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
+	attempt := func(spanID, step string, after time.Duration) jaeger.Span {
+		return jaeger.Span{
+			ID: spanID, ParentID: telemetry.PhaseSpanID(id, telemetry.StepPhase(step)).String(), Name: "attempt",
+			Start: begin.Add(after), Duration: time.Second,
+			Attributes: map[string]string{"reservation.id": id, "cleanup.step": step},
+		}
+	}
+	var out bytes.Buffer
+	require.NoError(t, waterfall.Draw(&out, jaeger.Trace{Spans: []jaeger.Span{
+		attempt("2", "pod", time.Minute), attempt("1", "pod", 0), attempt("3", "dns", 2*time.Minute),
+	}}, waterfall.Options{}))
+	_, rows, _ := strings.Cut(out.String(), "TOOK\n")
+	lines := strings.Split(rows, "\n")
+	for i, want := range []string{"cleanup ", "├─ step pod ", "│  └─ attempt ×2 ", "└─ step dns ", "   └─ attempt "} {
+		require.True(t, strings.HasPrefix(lines[i], want), "%q in\n%s", want, rows)
+	}
 }
