@@ -85,8 +85,7 @@ func (c *Cluster) Exec(ctx context.Context, command Command) (Output, error) {
 		err = ctx.Err()
 	}
 	output := Output{Stdout: stdout.bytes(), Stderr: stderr.bytes(), Truncated: stdout.truncated()}
-	var failed exec.CodeExitError
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[exec.CodeExitError](err); ok {
 		err = &ExitError{Code: failed.Code, Stderr: strings.TrimSpace(strings.ToValidUTF8(string(output.Stderr), "\uFFFD"))}
 	}
 	return output, classify(err, "exec in", t)
@@ -126,8 +125,7 @@ func (c *Cluster) stream(ctx context.Context, t target, command Command, streams
 		return again
 	}
 	// SPDY's refusal is a mere text; the WebSocket's holds what the API server said, if it was the one.
-	var upgrade *httpstream.UpgradeFailureError
-	if errors.As(err, &upgrade) {
+	if upgrade, ok := errors.AsType[*httpstream.UpgradeFailureError](err); ok {
 		err = upgrade.Cause
 	}
 	return fmt.Errorf("%w; by SPDY: %w", err, again)

@@ -20,8 +20,8 @@ const (
 	stderrLimit = 4 << 10
 )
 
-// exitRefused is the script's code for a name that holds what must not be replaced, or that was tampered with.
-const exitRefused = 73
+// exitTaken is the script's code for a name that a directory of the user's has.
+const exitTaken = 73
 
 // writeScript writes stdin to the file $2 in the directory $1, if it is $3 bytes long, and removes the other files
 // there whose names begin with $4. It may run as root in a home that its user owns, and must not be led elsewhere by
@@ -35,7 +35,7 @@ const exitRefused = 73
 const writeScript = `set -eu
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 dir=$1 name=$2 size=$3 replaces=$4 own=.$2.new
-no() { echo "$1" >&2; exit 73; }
+no() { echo "$2" >&2; exit "$1"; }
 umask 022
 cd -P -- "$dir"
 home=$(pwd -P)
@@ -43,15 +43,14 @@ rm -rf -- "./$own"
 mkdir -m 700 -- "./$own"
 trap 'cd -P -- "$home" && rm -rf -- "./$own"' EXIT
 cd -P -- "./$own"
-[ "$(pwd -P)" = "${home%/}/$own" ] && [ -O . ] || no "the directory was replaced"
+[ "$(pwd -P)" = "${home%/}/$own" ] && [ -O . ] || no 75 "the directory was replaced"
 (set -C; cat >"./$name")
-[ "$(wc -c <"./$name")" -eq "$size" ] || { echo "input was cut short" >&2; exit 74; }
+[ "$(wc -c <"./$name")" -eq "$size" ] || no 74 "the input was cut short"
 [ ! -L "../$name" ] || rm -f -- "../$name"
-[ ! -d "../$name" ] || no "$name is a directory"
+[ ! -d "../$name" ] || no 73 "$name is a directory"
 mv -fT -- "./$name" "../$name"
 [ -n "$replaces" ] || exit 0
-cd -P ..
-[ "$(pwd -P)" = "$home" ] || no "the directory was moved"
+cd -P -- "$home"
 for old in ./"$replaces"*; do
 [ "$old" = "./$name" ] || rm -f -- "$old" 2>/dev/null || :
 done
@@ -59,8 +58,8 @@ rm -rf -- ./."$replaces"*.new
 `
 
 // WriteFile puts a small file before the user's eyes: all of it or nothing, readable by all, replacing what had the
-// name. No value goes through a shell. Writing it again changes nothing; Permanent means that the user keeps something
-// under the name that is not ours to remove.
+// name. No value goes through a shell. Writing it again changes nothing; Permanent means that the user has a directory of
+// that name, which is not ours to remove.
 func (c *Cluster) WriteFile(ctx context.Context, namespace, podName, container string, f pod.File) error {
 	t := target{"pods", namespace, podName}
 	if !plainName(f.Name) || f.Replaces != "" && !plainName(f.Replaces) || !path.IsAbs(f.Dir) {
@@ -79,7 +78,7 @@ func (c *Cluster) WriteFile(ctx context.Context, namespace, podName, container s
 		return nil
 	}
 	kind := fault.KindOf(err)
-	if failed := new(ExitError); errors.As(err, &failed) && failed.Code == exitRefused {
+	if failed, ok := errors.AsType[*ExitError](err); ok && failed.Code == exitTaken {
 		kind = fault.Permanent
 	}
 	return fault.Errorf(kind, "write %s: %w", path.Join(f.Dir, f.Name), err)

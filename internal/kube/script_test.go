@@ -1,6 +1,8 @@
 package kube
 
 import (
+	"cmp"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +16,12 @@ import (
 // runWrite runs the script as a container would, with the machine's own shell and tools.
 func runWrite(t *testing.T, dir, name, content, replaces string, size int) (stderr string, code int) {
 	t.Helper()
-	c := exec.CommandContext(t.Context(), "/bin/sh", "-c", writeScript, "sh", dir, name, strconv.Itoa(size), replaces)
+	return runScript(t, writeScript, dir, name, content, replaces, size)
+}
+
+func runScript(t *testing.T, script, dir, name, content, replaces string, size int) (stderr string, code int) {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), "/bin/sh", "-c", "umask 077\n"+script, "sh", dir, name, strconv.Itoa(size), replaces)
 	c.Stdin = strings.NewReader(content)
 	var out strings.Builder
 	c.Stderr = &out
@@ -112,12 +119,62 @@ func TestWriteScriptReplacesLinksAndFollowsNone(t *testing.T) {
 	}
 }
 
+// Somebody who owns the home acts just before or just after one of the script's steps.
+func TestWriteScriptIsNotLedAstrayBetweenItsSteps(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		tool, before, after string
+		code                int
+		home                map[string]string
+	}{
+		"its directory becomes a link": {tool: "mkdir", after: "mv .WARN_5.txt.new moved; ln -s ../outside .WARN_5.txt.new", code: 75,
+			home: map[string]string{"moved": "d---------"}},
+		"its directory becomes a link to an empty one": {tool: "mkdir", after: "mv .WARN_5.txt.new moved; ln -s ../outside/empty .WARN_5.txt.new", code: 75,
+			home: map[string]string{"moved": "d---------"}},
+		"its directory vanishes": {tool: "mkdir", after: "rmdir .WARN_5.txt.new", code: 2, home: map[string]string{}},
+		"its directory is renamed while it writes": {tool: "wc", before: "mv .WARN_5.txt.new moved",
+			home: map[string]string{"WARN_5.txt": "new", "moved": "d---------"}},
+		"its directory is closed to others": {tool: "mv", before: "[ $(stat -c %a .WARN_5.txt.new) = 700 ] || touch it_is_open",
+			home: map[string]string{"WARN_5.txt": "new"}},
+		"the name becomes a link to a directory": {tool: "mv", before: "ln -s ../outside/empty WARN_5.txt",
+			home: map[string]string{"WARN_5.txt": "new"}},
+		"the name becomes a link to a file": {tool: "mv", before: "ln -s ../outside/WARN_x WARN_5.txt",
+			home: map[string]string{"WARN_5.txt": "new"}},
+		"the name becomes a directory": {tool: "mv", before: "mkdir WARN_5.txt", code: 1,
+			home: map[string]string{"WARN_5.txt": "d---------"}},
+		"an older file becomes a link": {tool: "mv", after: "ln -s ../outside/WARN_x WARN_30.txt; ln -s ../outside WARN_60.txt",
+			home: map[string]string{"WARN_5.txt": "new"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			root := t.TempDir()
+			home := filepath.Join(root, "home")
+			require.NoError(t, os.MkdirAll(home, 0o755))
+			require.NoError(t, os.MkdirAll(filepath.Join(root, "outside", "empty"), 0o755))
+			put(t, filepath.Join(root, "outside", "WARN_x"), "not yours")
+			wrapper := fmt.Sprintf("#!/bin/sh\nPATH=/usr/bin:/bin\n(cd %q; %s)\n%s \"$@\"\ncode=$?\n(cd %q; %s)\nexit $code\n",
+				home, cmp.Or(c.before, ":"), c.tool, home, cmp.Or(c.after, ":"))
+			tools := filepath.Join(root, "tools")
+			put(t, filepath.Join(tools, c.tool), wrapper)
+			require.NoError(t, os.Chmod(filepath.Join(tools, c.tool), 0o755))
+			script := strings.Replace(writeScript, "PATH=", "PATH="+tools+":", 1)
+
+			stderr, code := runScript(t, script, home, "WARN_5.txt", "new", "WARN_", 3)
+			require.Equal(t, c.code, code, stderr)
+			require.Equal(t, c.home, holds(t, home))
+			require.Equal(t, map[string]string{"WARN_x": "not yours", "empty": "d---------"}, holds(t, filepath.Join(root, "outside")))
+			require.Empty(t, holds(t, filepath.Join(root, "outside", "empty")))
+			require.Equal(t, map[string]string{"home": "d---------", "outside": "d---------", "tools": "d---------"}, holds(t, root))
+		})
+	}
+}
+
 func TestWriteScriptRefusesToReplaceADirectory(t *testing.T) {
 	t.Parallel()
 	home := t.TempDir()
 	put(t, filepath.Join(home, "WARN_5.txt", "work"), "the user's")
 	stderr, code := runWrite(t, home, "WARN_5.txt", "new", "WARN_", 3)
-	require.Equal(t, exitRefused, code)
+	require.Equal(t, exitTaken, code)
 	require.Equal(t, "WARN_5.txt is a directory\n", stderr)
 	require.Equal(t, map[string]string{"WARN_5.txt": "d---------"}, holds(t, home))
 	require.Equal(t, map[string]string{"work": "the user's"}, holds(t, filepath.Join(home, "WARN_5.txt")))
@@ -127,7 +184,7 @@ func TestWriteScriptFailsWhereThereIsNoHome(t *testing.T) {
 	t.Parallel()
 	_, code := runWrite(t, filepath.Join(t.TempDir(), "none"), "WARN_5.txt", "new", "WARN_", 3)
 	require.NotZero(t, code)
-	require.NotEqual(t, exitRefused, code, "it may be there later")
+	require.NotEqual(t, exitTaken, code, "it may be there later")
 }
 
 func TestTreeScriptFindsThreeLevels(t *testing.T) {
