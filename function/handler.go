@@ -16,12 +16,13 @@ import (
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/sweep"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
-// sweeper runs one sweep. The trigger is the type of the event that asked for it; the result is for people.
+// sweeper runs one sweep. The trigger is the type of the event that asked for it.
 type sweeper interface {
-	Sweep(ctx context.Context, trigger string, request event.SweepRequest) (any, error)
+	Sweep(ctx context.Context, trigger string, request event.SweepRequest) (sweep.Result, error)
 }
 
 // followUps carries out one follow-up and records how that ended.
@@ -52,6 +53,8 @@ type handler struct {
 	ready     func(ctx context.Context) error
 	telemetry *telemetry.Telemetry
 	log       *slog.Logger
+	// readWithin bounds the reading of a body.
+	readWithin time.Duration
 
 	door  door
 	slots slots
@@ -92,6 +95,9 @@ func (h *handler) routes() http.Handler {
 	mux.Handle("/dead-letter", h.post(h.deadLetter))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	mux.HandleFunc("GET /readyz", h.readyz)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, r, nil, refuse(http.StatusNotFound, "there is nothing here: POST events to /"))
+	})
 	return mux
 }
 
@@ -156,7 +162,7 @@ func knownType(eventType string) string {
 
 // deliver takes a tick or a follow-up.
 func (h *handler) deliver(w http.ResponseWriter, r *http.Request, t *taken) error {
-	e, err := receive(w, r, maxEvent)
+	e, err := receive(w, r, maxEvent, h.readWithin)
 	if err != nil {
 		return err
 	}
@@ -196,16 +202,16 @@ func (h *handler) tick(ctx context.Context, e ce.Event) (any, error) {
 			return nil, refuse(http.StatusBadRequest, "data of %s: %s", e.Type(), oneLine(err))
 		}
 	}
-	ctx, span := h.telemetry.StartDelivery(ctx, "tick", telemetry.Delivery(e, !h.warm.Swap(true))...)
+	ctx, span := h.telemetry.StartDelivery(ctx, "sweep", telemetry.Delivery(e, !h.warm.Swap(true))...)
 	result, err := h.sweeper.Sweep(ctx, e.Type(), request)
+	if errors.Is(err, postgres.ErrLeaseLost) {
+		h.log.WarnContext(ctx, "another sweep has taken over and carries on", "error", err)
+		err = nil
+	}
 	if err == nil && !request.DryRun {
 		err = h.afterwards(ctx)
 	}
-	outcome := "taken"
-	if err != nil {
-		outcome = ""
-	}
-	span.End(outcome, err)
+	span.End(string(result.Outcome), err)
 	return result, err
 }
 
@@ -290,7 +296,7 @@ func dataOf(e ce.Event) ([]byte, error) {
 func (h *handler) deadLetter(w http.ResponseWriter, r *http.Request, t *taken) error {
 	var err error
 	t.result, err = within(h.slots.deadLetters, func() (any, error) {
-		e, err := receive(w, r, maxDeadLetter)
+		e, err := receive(w, r, maxDeadLetter, h.readWithin)
 		if err != nil {
 			return nil, err
 		}

@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,10 +12,10 @@ import (
 	"syscall"
 
 	"gpudev.internal/reservation-expiry/internal/config"
-	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/instrument"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/sweep"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
@@ -52,14 +51,12 @@ func run(ctx context.Context, environ []string) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	return newServer(parts{
-		delivery: cfg.Delivery, db: db, sweeper: unwired{}, actions: map[postgres.FollowUpKind]followup.Action{},
+		delivery: cfg.Delivery, db: db,
+		sweeper: sweep.New(db, sweep.Options{
+			Grace: cfg.Rules.Grace(), WarningMinutes: cfg.Rules.WarningMinutes, BrakePercent: cfg.Rules.BrakePercent,
+			BrakeMin: cfg.Rules.BrakeMin, Timeout: cfg.Rules.SweepTimeout, Log: log,
+		}),
+		actions:   map[postgres.FollowUpKind]followup.Action{},
 		telemetry: t, log: log,
 	}).serve(ctx, listener)
-}
-
-// unwired stands where the sweep will.
-type unwired struct{}
-
-func (unwired) Sweep(context.Context, string, event.SweepRequest) (any, error) {
-	return nil, errors.New("the sweep is not wired in yet")
 }

@@ -20,14 +20,14 @@ const (
 	maxEvent = 64 << 10
 	// maxDeadLetter is larger: an event that was refused for its size ends up there.
 	maxDeadLetter = 1 << 20
-	// readWithin bounds the reading of a body, so that a slow client holds nothing.
-	readWithin = 10 * time.Second
+	// bodyWithin bounds the reading of a body, so that a slow client holds nothing.
+	bodyWithin = 10 * time.Second
 )
 
 // receive reads the CloudEvent of a request in binary or structured mode. The error is a refusal: that no event was
 // received is always the sender's doing.
-func receive(w http.ResponseWriter, r *http.Request, limit int64) (ce.Event, error) {
-	body, err := readBody(w, r, limit)
+func receive(w http.ResponseWriter, r *http.Request, limit int64, within time.Duration) (ce.Event, error) {
+	body, err := readBody(w, r, limit, within)
 	if err != nil {
 		return ce.Event{}, err
 	}
@@ -62,19 +62,19 @@ func parse(r *http.Request, message *cehttp.Message) (e ce.Event, err error) {
 	return *parsed, nil
 }
 
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+func readBody(w http.ResponseWriter, r *http.Request, limit int64, within time.Duration) ([]byte, error) {
 	if r.ContentLength > limit {
 		return nil, tooLarge(limit)
 	}
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(readWithin)) // not supported by a test's recorder
+	_ = control.SetReadDeadline(time.Now().Add(within)) // not supported by a test's recorder
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
 		return nil, tooLarge(limit)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, refuse(http.StatusRequestTimeout, "the body took longer than %s", readWithin)
+		return nil, refuse(http.StatusRequestTimeout, "the body took longer than %s", within)
 	case err != nil:
 		return nil, refuse(http.StatusBadRequest, "the body could not be read")
 	}

@@ -98,7 +98,7 @@ func newServer(p parts) *server {
 		},
 		telemetry: p.telemetry,
 		log:       p.log,
-		slots:     newSlots(),
+		slots:     newSlots(), readWithin: bodyWithin,
 	}
 	return s
 }
