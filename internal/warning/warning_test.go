@@ -1,0 +1,224 @@
+package warning_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/pod"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/reservation"
+	"gpudev.internal/reservation-expiry/internal/warning"
+)
+
+var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// model stands in for the rows and for the cluster.
+type model struct {
+	subject  postgres.WarningSubject
+	gone     bool
+	kill     *postgres.OOMKill
+	unguard  bool // the guarded recording finds the row changed
+	recorded []reservation.Level
+	pods     map[string]pod.Pod
+	written  map[string]pod.File
+	failure  error
+}
+
+func newModel() *model {
+	m := &model{pods: map[string]pod.Pod{}, written: map[string]pod.File{}}
+	m.subject = postgres.WarningSubject{
+		Reservation: reservation.Reservation{ID: "deadbeef-1", UserID: "alice", Status: reservation.Active, CreatedAt: reservation.At(now.Add(-time.Hour))},
+		Deadline:    now.Add(20 * time.Minute), Now: now,
+	}
+	m.pods["gpu-dev/gpu-dev-deadbeef"] = podIn("gpu-dev")
+	return m
+}
+
+func podIn(namespace string) pod.Pod {
+	return pod.Pod{Namespace: namespace, Name: "gpu-dev-deadbeef", UID: "u", Created: now.Add(-50 * time.Minute), Phase: pod.Running,
+		Containers: []pod.Container{{Name: pod.MainContainer, Kind: pod.App, Running: true}}}
+}
+
+func (m *model) LoadWarningSubject(context.Context, string) (postgres.WarningSubject, bool, error) {
+	return m.subject, !m.gone, nil
+}
+
+func (m *model) RecordWarningSent(_ context.Context, _ postgres.FollowUp, _ time.Time, level reservation.Level) (bool, error) {
+	if m.unguard {
+		return false, nil
+	}
+	m.recorded = append(m.recorded, level)
+	return true, nil
+}
+
+func (m *model) NewestOOMKill(context.Context, string) (postgres.OOMKill, bool, error) {
+	if m.kill == nil {
+		return postgres.OOMKill{}, false, nil
+	}
+	return *m.kill, true, nil
+}
+
+func (m *model) GetPod(_ context.Context, namespace, name string) (pod.Pod, error) {
+	if p, ok := m.pods[namespace+"/"+name]; ok {
+		return p, nil
+	}
+	return pod.Pod{}, fault.Errorf(fault.Gone, "no pod %s/%s", namespace, name)
+}
+
+func (m *model) WriteFile(_ context.Context, namespace, name, container string, f pod.File) error {
+	if m.failure != nil {
+		return m.failure
+	}
+	m.written[namespace+"/"+name+"/"+container] = f
+	return nil
+}
+
+func (m *model) warn() (followup.Result, error) {
+	f := postgres.FollowUp{Kind: postgres.Warning, ReservationID: "deadbeef-1", Key: event.WarningKey("deadbeef-1", now.Add(20*time.Minute), 30)}
+	return warning.NewWarnings(m, m, warning.Options{Log: slog.New(slog.DiscardHandler)}).Handle(context.Background(), f)
+}
+
+func (m *model) tell() (followup.Result, error) {
+	f := postgres.FollowUp{Kind: postgres.Notice, ReservationID: "deadbeef-1", Key: event.NoticeKey("deadbeef-1", "containerd://1", now)}
+	return warning.NewNotices(m, m, warning.Options{Log: slog.New(slog.DiscardHandler)}).Handle(context.Background(), f)
+}
+
+func TestAWarningIsWrittenAndThenRecorded(t *testing.T) {
+	t.Parallel()
+	m := newModel()
+	result, err := m.warn()
+	require.NoError(t, err)
+	require.Equal(t, followup.Recorded, result)
+	f := m.written["gpu-dev/gpu-dev-deadbeef/gpu-dev"]
+	require.Equal(t, "WARN_EXPIRES_IN_30MIN.txt", f.Name)
+	require.Equal(t, "/home/dev", f.Dir)
+	require.Equal(t, "WARN_", f.Replaces)
+	require.Contains(t, f.Content, "2026-03-01 12:20:00 UTC, in 20 minutes")
+	require.Equal(t, []reservation.Level{30}, m.recorded)
+}
+
+func TestAWarningThatNobodyNeedsAnyMoreIsVoid(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*model){
+		"the row is gone":         func(m *model) { m.gone = true },
+		"cancelled":               func(m *model) { m.subject.Status = reservation.Cancelled },
+		"extended":                func(m *model) { m.subject.Deadline = now.Add(2 * time.Hour) },
+		"shortened":               func(m *model) { m.subject.Deadline = now.Add(10 * time.Minute) },
+		"the deadline is reached": func(m *model) { m.subject.Now = now.Add(20 * time.Minute) },
+		"no deadline any more":    func(m *model) { m.subject.Anomaly = reservation.DeadlineNull },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel()
+			change(m)
+			result, err := m.warn()
+			require.NoError(t, err)
+			require.Equal(t, followup.Done("void"), result)
+			require.Empty(t, m.written)
+			require.Empty(t, m.recorded)
+		})
+	}
+}
+
+func TestAWarningOvertakenWhileItWasWrittenIsVoid(t *testing.T) {
+	t.Parallel()
+	m := newModel()
+	m.unguard = true
+	result, err := m.warn()
+	require.NoError(t, err)
+	require.Equal(t, followup.Done("void"), result)
+	require.Len(t, m.written, 1)
+}
+
+func TestAWarningThatCannotBeWrittenIsAFailureAndNotRecorded(t *testing.T) {
+	t.Parallel()
+	const key = "gpu-dev/gpu-dev-deadbeef"
+	for name, c := range map[string]struct {
+		change func(*model)
+		says   string
+	}{
+		"no pod":                  {func(m *model) { clear(m.pods) }, "there is none"},
+		"the API is down":         {func(m *model) { m.failure = errors.New("no route") }, "no route"},
+		"its container restarts":  {func(m *model) { p := m.pods[key]; p.Containers[0].Running = false; m.pods[key] = p }, "does not run"},
+		"an earlier one's pod":    {func(m *model) { p := m.pods[key]; p.Created = now.Add(-2 * time.Hour); m.pods[key] = p }, "before the reservation started"},
+		"a name that is no pod's": {func(m *model) { m.subject.PodName = "No Pod" }, "names nothing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel()
+			c.change(m)
+			_, err := m.warn()
+			require.ErrorContains(t, err, c.says)
+			require.Empty(t, m.recorded)
+			require.Empty(t, m.written)
+		})
+	}
+}
+
+func TestThePodIsFoundInEitherNamespaceOfAPlaceholder(t *testing.T) {
+	t.Parallel()
+	m := newModel()
+	m.subject.NamespaceName = "default"
+	clear(m.pods)
+	m.pods["default/gpu-dev-deadbeef"] = podIn("default")
+	_, err := m.warn()
+	require.NoError(t, err)
+	require.Contains(t, m.written, "default/gpu-dev-deadbeef/gpu-dev")
+}
+
+func TestAKeyOfAnotherFormIsRefusedForGood(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"", "deadbeef-1", "deadbeef-1/soon/30", "deadbeef-1/1772366400", "other/1772366400/30", "deadbeef-1/1772366400/x"} {
+		_, err := warning.NewWarnings(newModel(), newModel(), warning.Options{}).
+			Handle(t.Context(), postgres.FollowUp{Key: key, ReservationID: "deadbeef-1"})
+		require.True(t, fault.Is(err, fault.Permanent), "key %q", key)
+	}
+}
+
+func TestTheNoticeTellsOfTheLatestKill(t *testing.T) {
+	t.Parallel()
+	m := newModel()
+	m.kill = &postgres.OOMKill{Container: "gpu-dev", FinishedAt: now.Add(-time.Minute)}
+	m.subject.OOMCount = 3
+	result, err := m.tell()
+	require.NoError(t, err)
+	require.Equal(t, followup.Done("sent"), result)
+	f := m.written["gpu-dev/gpu-dev-deadbeef/gpu-dev"]
+	require.Equal(t, "OOM_DETECTED.txt", f.Name)
+	require.Empty(t, f.Replaces, "warnings stay")
+	require.Contains(t, f.Content, "2026-03-01 11:59:00 UTC")
+	require.Contains(t, f.Content, "3 times")
+}
+
+func TestANoticeIsVoidWithoutAKillOrAReservation(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*model){
+		"no kill": func(m *model) { m.kill = nil },
+		"ended":   func(m *model) { m.subject.Status = reservation.Expired },
+		"gone":    func(m *model) { m.gone = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel()
+			m.kill = &postgres.OOMKill{Container: "gpu-dev", FinishedAt: now}
+			change(m)
+			result, err := m.tell()
+			require.NoError(t, err)
+			require.Equal(t, followup.Done("void"), result)
+			require.Empty(t, m.written)
+		})
+	}
+	m := newModel()
+	m.kill = &postgres.OOMKill{Container: "gpu-dev", FinishedAt: now}
+	m.failure = errors.New("exec hangs")
+	_, err := m.tell()
+	require.ErrorContains(t, err, "exec hangs")
+}
