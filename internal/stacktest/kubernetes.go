@@ -165,7 +165,8 @@ func (c *Cluster) Files(pod string) []string {
 	return strings.Fields(text)
 }
 
-// Exec runs a command in a pod's container gpu-dev and returns what it printed, with the error that client-go gives.
+// Exec runs a command in a pod's container gpu-dev and returns what it printed (stderr last), with
+// the error that client-go gives.
 func (c *Cluster) Exec(pod string, stdin io.Reader, command ...string) (output string, err error) {
 	c.t.Helper()
 	url := c.Client.CoreV1().RESTClient().Post().Namespace(c.Namespace).Resource("pods").Name(pod).SubResource("exec").
@@ -174,9 +175,9 @@ func (c *Cluster) Exec(pod string, stdin io.Reader, command ...string) (output s
 		}, scheme.ParameterCodec).URL()
 	executor, err := remotecommand.NewWebSocketExecutor(c.Config, "GET", url.String())
 	require.NoError(c.t, err)
-	var out bytes.Buffer
-	err = executor.StreamWithContext(c.t.Context(), remotecommand.StreamOptions{Stdin: stdin, Stdout: &out, Stderr: &out})
-	return out.String(), err
+	var out, errOut bytes.Buffer
+	err = executor.StreamWithContext(c.t.Context(), remotecommand.StreamOptions{Stdin: stdin, Stdout: &out, Stderr: &errOut})
+	return out.String() + errOut.String(), err
 }
 
 func (c *Cluster) eventually(what string, condition wait.ConditionWithContextFunc) {

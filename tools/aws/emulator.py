@@ -102,31 +102,37 @@ class Emulator:
 
     def control(self, environ, start):
         _, _, number, what, *rest = environ["PATH_INFO"].split("/")
-        account = self.account(number)
+        account, body = self.account(number), read_body(environ)
         try:
             if environ["REQUEST_METHOD"] == "PUT":
-                body = json.load(environ["wsgi.input"]) if environ.get("CONTENT_LENGTH") else None
+                values = json.loads(body)
                 with self.lock:
                     if what == "settings":
-                        change(fidelity.settings(number), body)
+                        change(fidelity.settings(number), values)
                     elif what == "faults":
-                        account.faults = [dict(rule, seen=0, hit=0) for rule in body]
+                        account.faults = [dict(rule, seen=0, hit=0) for rule in values]
                     elif what == "resources":
-                        set_resource(number, rest[0], body)
+                        set_resource(number, rest[0], values)
                     else:
                         raise LookupError(what)
-            answer = {"faults": account.faults, "calls": account.calls}.get(what, {})
-            return respond(start, "200 OK", "application/json", json.dumps(answer))
+            with self.lock:
+                answer = json.dumps({"faults": account.faults, "calls": account.calls}.get(what, {}))
+            return respond(start, "200 OK", "application/json", answer)
         except (LookupError, ValueError, AttributeError) as err:
             return respond(start, "400 Bad Request", "text/plain", f"{type(err).__name__}: {err}")
+
+
+def read_body(environ):
+    """Reads the whole body, and leaves it for others to read."""
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    environ["wsgi.input"] = io.BytesIO(body)
+    return body
 
 
 def read_action(environ, service):
     """service:Action with its parameters, for the query protocol; else service:METHOD /path."""
     if environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded"):
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        environ["wsgi.input"] = io.BytesIO(body)
-        params = dict(parse_qsl(body.decode()))
+        params = dict(parse_qsl(read_body(environ).decode()))
         return f"{service}:{params.pop('Action', '')}", params
     return f"{service}:{environ['REQUEST_METHOD']} {environ['PATH_INFO']}", {}
 

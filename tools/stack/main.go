@@ -28,6 +28,7 @@ As what to start it with:
   USE_POSTGRES_BIN   directory with initdb and postgres, 15 or newer
   USE_PGBOUNCER_BIN  the pgbouncer program
   USE_DEVCLUSTER_BIN the devcluster program, instead of the 4 to 6 minutes of building it
+  USE_PROMTOOL_BIN   the promtool program, which only tests use
   USE_MOTO_PYTHON    a Python in which moto[server] 5.2.1 can be imported
 `
 

@@ -24,7 +24,7 @@ type component interface {
 // chains lists all components: each chain comes up in order, the chains come up side by side.
 func chains() [][]component {
 	return [][]component{
-		{&postgres{}, &pgBouncer{}},
+		{&postgres{}, &pgBouncer{}, &promtool{}}, // one after the other also for apt-get
 		{&cluster{}},
 		{&aws{}},
 	}
