@@ -96,7 +96,7 @@ func metricExporter(ctx context.Context, getenv func(string) string) (sdkmetric.
 }
 
 // exportSpans sends spans and waits for the answer, no longer than ctx allows. The error is ErrUnconfirmed unless
-// it is certain that no connection was made.
+// it is certain that no connection was made; gRPC does not tell.
 func exportSpans(ctx context.Context, e sdktrace.SpanExporter, spans []sdktrace.ReadOnlySpan) error {
 	var dialled, connected atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
