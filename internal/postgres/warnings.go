@@ -30,6 +30,10 @@ type Approaching struct {
 // DeadlinesNear reads the active reservations whose deadline is known, not past and at most within ahead, with those
 // of the levels that are recorded for it. only narrows it to some reservations; empty means all.
 func (db *DB) DeadlinesNear(ctx context.Context, now time.Time, within time.Duration, levels []reservation.Level, only []string) ([]Approaching, error) {
+	minutes := make([]int, len(levels))
+	for i, level := range levels {
+		minutes[i] = int(level)
+	}
 	rows, err := db.pool.Query(ctx, `
 		select r.reservation_id, `+effectiveDeadline+`, array(
 		    select level from unnest(@levels::bigint[]) as level
@@ -39,7 +43,7 @@ func (db *DB) DeadlinesNear(ctx context.Context, now time.Time, within time.Dura
 		fromWithMaster+`
 		where r.status = 'active' and `+effectiveDeadline+` > @now and `+effectiveDeadline+` <= @now::timestamptz + @within::interval
 		  and (@only::text[] is null or r.reservation_id = any(@only))
-		order by 2, 1`, pgx.NamedArgs{"now": now, "within": within, "levels": levels, "only": orAll(only)})
+		order by 2, 1`, pgx.NamedArgs{"now": now, "within": within, "levels": minutes, "only": orAll(only)})
 	if err != nil {
 		return nil, fmt.Errorf("read near deadlines: %w", err)
 	}

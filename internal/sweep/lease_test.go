@@ -1,0 +1,227 @@
+package sweep
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+)
+
+// lease takes the lease for the test itself.
+func (w *world) lease() postgres.SweepLease {
+	w.t.Helper()
+	lease, _, ok, err := w.db.BeginSweep(w.t.Context(), uuid.New(), "test", "test", time.Minute)
+	require.NoError(w.t, err)
+	require.True(w.t, ok)
+	return lease
+}
+
+// lapse makes the lease end now, as time would.
+func (w *world) lapse() {
+	w.t.Helper()
+	w.exec("update expiry.sweep_lease set expires_at = clock_timestamp()")
+}
+
+// gate is a part that says when it has begun and goes on when told, at the latest when the test is over.
+type gate struct {
+	begun chan struct{}
+	over  context.Context
+	goOn  func()
+}
+
+func newGate(t *testing.T) gate {
+	over, goOn := context.WithCancel(context.Background())
+	t.Cleanup(goOn)
+	return gate{make(chan struct{}), over, goOn}
+}
+
+func (g gate) part() part {
+	return part{name: "gate", plan: func(ctx context.Context, _ *pass) (plan, error) {
+		close(g.begun)
+		<-g.over.Done()
+		return plan{}, nil
+	}}
+}
+
+func before(s *Sweeper, pt part) *Sweeper {
+	s.parts = slices.Insert(s.parts, 0, pt)
+	return s
+}
+
+func TestOfManySweepsAtOnceOneRunsAndTheOthersAreSkipped(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.insert(row{"expires_at": ago(time.Hour)})
+	g := newGate(t)
+	running := before(w.sweeper(), g.part())
+	first := make(chan Result, 1)
+	go func() {
+		r, _ := running.Sweep(t.Context(), event.Ping, event.SweepRequest{})
+		first <- r
+	}()
+	<-g.begun
+	for range 5 {
+		r, err := w.sweeper().Sweep(t.Context(), event.Ping, event.SweepRequest{})
+		require.NoError(t, err)
+		require.Equal(t, Skipped, r.Outcome)
+		require.Empty(t, r.SweepID)
+	}
+	require.Empty(t, w.followUps())
+	g.goOn()
+	require.Equal(t, Completed, (<-first).Outcome)
+	require.Equal(t, []string{"completed"}, w.texts("select outcome from expiry.sweeps"))
+	require.Equal(t, 0, w.sweep().Counts["expired"], "the lease is free again")
+}
+
+func TestSweepsThatRaceForTheLeaseNeverOverlap(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var inside, most, ran int
+	var mu sync.Mutex
+	count := part{name: "count", plan: func(context.Context, *pass) (plan, error) {
+		mu.Lock()
+		inside++
+		ran++
+		most = max(most, inside)
+		mu.Unlock()
+		return plan{apply: func(context.Context) (done, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			inside--
+			return done{}, nil
+		}}, nil
+	}}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			s := before(w.sweeper(), count)
+			for range 10 {
+				r, err := s.Sweep(t.Context(), event.Ping, event.SweepRequest{})
+				if err != nil || (r.Outcome != Completed && r.Outcome != Skipped) {
+					t.Errorf("%s: %v", r.Outcome, err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	require.Equal(t, 1, most)
+	require.Positive(t, ran)
+}
+
+func TestASweepWhoseLeaseLapsedWritesNothingMore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	g := newGate(t)
+	slow := before(w.sweeper(), g.part())
+	type answer struct {
+		Result
+		error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		r, err := slow.Sweep(t.Context(), event.Ping, event.SweepRequest{})
+		answers <- answer{r, err}
+	}()
+	<-g.begun
+	w.lapse()
+	next := w.sweep()
+	w.insert(row{"expires_at": ago(time.Hour)}, row{"expires_at": ahead(10 * time.Minute)})
+	before := w.dump()
+	g.goOn()
+	late := <-answers
+	require.ErrorIs(t, late.error, postgres.ErrLeaseLost)
+	require.True(t, fault.Is(late.error, fault.Conflict))
+	require.Equal(t, Failed, late.Outcome)
+	require.Equal(t, before, w.dump())
+	require.Equal(t, []string{"abandoned " + late.SweepID, "completed " + next.SweepID},
+		w.texts("select outcome || ' ' || sweep_id from expiry.sweeps order by 1"))
+}
+
+func TestALongSweepKeepsItsLease(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	g := newGate(t)
+	short := func(o *Options) { o.LeaseFor, o.RenewEvery = 2*time.Second, 100*time.Millisecond }
+	result := make(chan error, 1)
+	go func() {
+		_, err := before(w.sweeper(short), g.part()).Sweep(t.Context(), event.Ping, event.SweepRequest{})
+		result <- err
+	}()
+	<-g.begun
+	w.eventually("select clock_timestamp() > started_at + interval '3 seconds' from expiry.sweeps")
+	r, err := w.sweeper(short).Sweep(t.Context(), event.Ping, event.SweepRequest{})
+	require.NoError(t, err)
+	require.Equal(t, Skipped, r.Outcome)
+	g.goOn()
+	require.NoError(t, <-result)
+}
+
+func TestWhenTheLeaseCannotBeRenewedWorkStopsBeforeItEnds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := New(noRenewal{w.db}, func() Options {
+		o := testOptions()
+		o.LeaseFor, o.RenewEvery = 2*time.Second, 100*time.Millisecond
+		return o
+	}())
+	var cause error
+	var left time.Duration
+	before(s, part{name: "outside call", plan: func(ctx context.Context, _ *pass) (plan, error) {
+		<-ctx.Done()
+		cause = context.Cause(ctx)
+		left = w.leaseLeft()
+		return plan{}, ctx.Err()
+	}})
+	r, err := s.Sweep(t.Context(), event.Ping, event.SweepRequest{})
+	require.ErrorIs(t, cause, postgres.ErrLeaseLost)
+	require.Positive(t, left, "the call ended while the lease was still held")
+	require.Equal(t, Failed, r.Outcome)
+	require.NoError(t, err, "there was time left to say so")
+}
+
+func (w *world) leaseLeft() time.Duration {
+	var left time.Duration
+	_ = w.raw.QueryRow(w.t.Context(), "select expires_at - clock_timestamp() from expiry.sweep_lease").Scan(&left)
+	return left
+}
+
+type noRenewal struct{ *postgres.DB }
+
+func (noRenewal) RenewSweep(context.Context, postgres.SweepLease, time.Duration) error {
+	return fault.Errorf(fault.Transient, "no connection")
+}
+
+// The lock by which a write holds the lease lets renewals pass and makes a takeover wait.
+func TestATakeoverWaitsForWritesUnderTheOldLeaseAndARenewalDoesNot(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	lease := w.lease()
+	write, err := w.raw.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = write.Exec(t.Context(), "select from expiry.sweep_lease where token = $1 for key share", lease.SweepID())
+	require.NoError(t, err)
+
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	require.NoError(t, w.db.RenewSweep(ctx, lease, time.Minute))
+
+	w.lapse()
+	require.ErrorIs(t, w.db.RenewSweep(ctx, lease, time.Minute), postgres.ErrLeaseLost)
+	taken := make(chan bool, 1)
+	go func() {
+		_, _, ok, err := w.db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
+		taken <- ok && err == nil
+	}()
+	w.eventually("select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like '%expiry.sweep_lease%' and datname = current_database())")
+	require.Empty(t, taken)
+	require.NoError(t, write.Commit(t.Context()))
+	require.True(t, <-taken)
+}
