@@ -50,7 +50,7 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	}
 	for _, v := range volumes {
 		if v.VolumeID == id.VolumeID {
-			id.ClaimName, id.PVName = v.ClaimName, v.Name
+			id.ClaimName, id.ClaimUID, id.PVName, id.PVUID = v.ClaimName, v.ClaimUID, v.Name, v.UID
 		} else {
 			said = append(said, fmt.Sprintf("the pod also has volume %s (%s)", v.VolumeID, v.Name))
 		}

@@ -136,9 +136,11 @@ func (db *DB) RecordIdentity(ctx context.Context, reservationID string, id Ident
 			    pod_uid     = coalesce(nullif($4, ''), pod_uid),     node_name  = coalesce(nullif($5, ''), node_name),
 			    instance_id = coalesce(nullif($6, ''), instance_id), claim_name = coalesce(nullif($7, ''), claim_name),
 			    pv_name     = coalesce(nullif($8, ''), pv_name),     volume_id  = coalesce(volume_id, nullif($9, '')),
+			    claim_uid   = coalesce(nullif($11, ''), claim_uid),  pv_uid     = coalesce(nullif($12, ''), pv_uid),
 			    disk_name   = coalesce(disk_name, nullif($10, ''))
 			where reservation_id = $1`,
-			reservationID, id.Namespace, id.PodName, id.PodUID, id.NodeName, id.InstanceID, id.ClaimName, id.PVName, id.VolumeID, id.DiskName)
+			reservationID, id.Namespace, id.PodName, id.PodUID, id.NodeName, id.InstanceID, id.ClaimName, id.PVName, id.VolumeID, id.DiskName,
+			id.ClaimUID, id.PVUID)
 		if err != nil {
 			return fmt.Errorf("record what stood behind %s: %w", reservationID, err)
 		}

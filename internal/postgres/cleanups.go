@@ -30,7 +30,9 @@ type Identity struct {
 	NodeName   string
 	InstanceID string
 	ClaimName  string
+	ClaimUID   string
 	PVName     string
+	PVUID      string
 	VolumeID   string
 	DiskName   string
 }
@@ -61,6 +63,7 @@ type CleanupRecord struct {
 	DetachRequestedAt    time.Time
 	DetachForcedAt       time.Time
 	WriterGoneAt         time.Time
+	DiskReleasedAt       time.Time
 	SettledAt            time.Time
 	Outcome              string
 	Now                  time.Time // the database's clock at this reading
@@ -80,11 +83,12 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 		                case r.status when 'cancelled' then r.cancelled_at when 'failed' then r.failed_at end,
 		                least(r.updated_at, c.requested_at)),
 		       coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''), coalesce(c.node_name, ''),
-		       coalesce(c.instance_id, ''), coalesce(c.claim_name, ''), coalesce(c.pv_name, ''),
+		       coalesce(c.instance_id, ''), coalesce(c.claim_name, ''), coalesce(c.claim_uid, ''),
+		       coalesce(c.pv_name, ''), coalesce(c.pv_uid, ''),
 		       coalesce(c.volume_id, substring(r.ebs_volume_id from '^(?:aws://.*/)?(vol-[0-9a-f]{8,17})$'), ''),
 		       coalesce(c.disk_name, r.disk_name, ''), coalesce(c.disk_size, ''), coalesce(c.content_key, ''),
 		       c.requested_at, c.pod_gone_at, c.containers_terminated_at is not null, c.detach_requested_at,
-		       c.detach_forced_at, c.writer_gone_at, c.settled_at, coalesce(c.outcome, ''), clock_timestamp()
+		       c.detach_forced_at, c.writer_gone_at, c.disk_released_at, c.settled_at, coalesce(c.outcome, ''), clock_timestamp()
 		from expiry.cleanups c
 		left join reservations r using (reservation_id)
 		where c.reservation_id = $1`, reservationID))
@@ -97,21 +101,21 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 func scanCleanup(row pgx.CollectableRow) (CleanupRecord, error) {
 	var c CleanupRecord
 	var started, deadline, ended reservation.Instant
-	var podGone, detach, forced, writerGone, settled *time.Time
+	var podGone, detach, forced, writerGone, released, settled *time.Time
 	err := row.Scan(
 		&c.ReservationID, &c.Reason, &c.UserID, &c.GPUType,
 		&c.Status, &c.Vanished, &c.Launched,
 		&c.NamedPod, &c.RowNamespace,
 		&started, &deadline, &ended,
 		&c.Namespace, &c.PodName, &c.PodUID, &c.NodeName,
-		&c.InstanceID, &c.ClaimName, &c.PVName,
+		&c.InstanceID, &c.ClaimName, &c.ClaimUID, &c.PVName, &c.PVUID,
 		&c.VolumeID, &c.DiskName, &c.DiskSize, &c.ContentURL,
-		&c.RequestedAt, &podGone, &c.ContainersTerminated, &detach, &forced, &writerGone, &settled, &c.Outcome, &c.Now)
+		&c.RequestedAt, &podGone, &c.ContainersTerminated, &detach, &forced, &writerGone, &released, &settled, &c.Outcome, &c.Now)
 	c.Started, _ = started.Time()
 	c.Deadline, _ = deadline.Time()
 	c.Ended, _ = ended.Time()
 	c.PodGoneAt, c.DetachRequestedAt, c.DetachForcedAt = orZero(podGone), orZero(detach), orZero(forced)
-	c.WriterGoneAt, c.SettledAt = orZero(writerGone), orZero(settled)
+	c.WriterGoneAt, c.DiskReleasedAt, c.SettledAt = orZero(writerGone), orZero(released), orZero(settled)
 	return c, err
 }
 
@@ -168,11 +172,13 @@ func createCleanup(ctx context.Context, tx pgx.Tx, reservationID, reason string)
 	return nil
 }
 
-// ensureRequested asks for the cleanup unless a follow-up of one of the kinds is due for the reservation.
+// ensureRequested asks for the cleanup unless a follow-up of one of the kinds is due for the reservation. One that is
+// days away waits for a volume set aside, not for the cleanup.
 func ensureRequested(ctx context.Context, tx pgx.Tx, reservationID string, kinds ...string) error {
 	var due bool
 	err := tx.QueryRow(ctx, `
-		select exists (select from expiry.follow_ups where reservation_id = $1 and state = 'due' and kind = any($2))`,
+		select exists (select from expiry.follow_ups where reservation_id = $1 and state = 'due' and kind = any($2)
+		               and due_at < clock_timestamp() + interval '1 day')`,
 		reservationID, kinds).Scan(&due)
 	if err != nil {
 		return fmt.Errorf("look for what is due for %s: %w", reservationID, err)
@@ -225,7 +231,7 @@ func (db *DB) VoidCleanup(ctx context.Context, f FollowUp) (bool, error) {
 		tag, err := tx.Exec(ctx, `
 			update expiry.cleanups c
 			set pod_gone_at = null, containers_terminated_at = null, detach_requested_at = null, detach_forced_at = null,
-			    writer_gone_at = null
+			    writer_gone_at = null, disk_released_at = null
 			from reservations r
 			where c.reservation_id = $1 and c.settled_at is null and r.reservation_id = c.reservation_id
 			  and coalesce(r.status, '') not in ('expired', 'cancelled', 'failed')`, f.ReservationID)

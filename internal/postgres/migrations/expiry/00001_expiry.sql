@@ -77,6 +77,7 @@ create table expiry.pods (
     reservation_id text        not null,
     namespace      text        not null,
     name           text        not null,
+    instance_id    text,                          -- of spot servers: what to ask EC2 about once pod and node are gone
     created_at     timestamptz not null,
     first_seen_at  timestamptz not null default clock_timestamp()
 );
@@ -111,7 +112,9 @@ create table expiry.cleanups (
     node_name           text,
     instance_id         text,
     claim_name          text,
+    claim_uid           text,
     pv_name             text,
+    pv_uid              text,
     volume_id           text,
     disk_name           text,
     disk_size           text,                     -- as `du` says it, "1.2G"
@@ -121,6 +124,7 @@ create table expiry.cleanups (
     detach_requested_at timestamptz,
     detach_forced_at    timestamptz,
     writer_gone_at      timestamptz,              -- the volume was seen available with no attachment
+    disk_released_at    timestamptz,              -- the lock is gone; PersistentVolume and claim may still be there
     settled_at          timestamptz,
     outcome             text check (outcome in ('released', 'nothing_to_keep', 'superseded', 'lost'))
 );
@@ -150,6 +154,8 @@ create table expiry.snapshots (
     state             text        not null default 'intended'
         check (state in ('intended', 'pending', 'completed', 'error', 'abandoned', 'purged')),
     crash_consistent  boolean     not null default false,
+    looks             integer     not null default 0, -- in vain, for what an unanswered request may have made
+    detail            text,                       -- why it failed or was abandoned
     disk_size         text,
     content_key       text,
     intended_at       timestamptz not null default clock_timestamp(),
@@ -159,6 +165,8 @@ create table expiry.snapshots (
 );
 create index snapshots_of_disk on expiry.snapshots (user_id, disk_name);
 create index snapshots_of_reservation on expiry.snapshots (reservation_id);
+create unique index snapshots_attempts on expiry.snapshots (reservation_id, attempt);
+create unique index snapshots_one_intent on expiry.snapshots (reservation_id) where state = 'intended';
 create index snapshots_open on expiry.snapshots (state) where state in ('intended', 'pending');
 
 -- Facts for others, written in the transaction that made them true.
