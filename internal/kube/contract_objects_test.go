@@ -173,7 +173,7 @@ func TestContractStatusesComeThrough(t *testing.T) {
 	})
 	dead, _ = pod.Dead(killed)
 	require.False(t, dead)
-	require.Equal(t, []pod.OOM{{Key: "containerd://a@2026-03-01T12:00:00Z", Container: "gpu-dev", Kind: pod.App, At: at.Time}}, pod.OOMs(killed))
+	require.Equal(t, []pod.OOM{{Key: "containerd://a@2026-03-01T12:00:00Z", ContainerID: "containerd://a", Container: "gpu-dev", Kind: pod.App, At: at.Time}}, pod.OOMs(killed))
 
 	disrupted := set("disrupted", func(s *corev1.PodStatus) {
 		s.Phase = corev1.PodRunning

@@ -8,9 +8,12 @@ import (
 // OOM is one run of a container that the kernel killed for want of memory.
 type OOM struct {
 	// Key is the same each time the same kill is seen and differs between kills: container id and finish time.
-	Key       string
-	Container string
-	Kind      Kind
+	Key string
+	// ContainerID is the id of the run that was killed. Where the kubelet gave none it stands for the container and, if
+	// there is no finish time either, for the run.
+	ContainerID string
+	Container   string
+	Kind        Kind
 	// At is when the run ended; zero where the kubelet did not say.
 	At time.Time
 }
@@ -27,9 +30,10 @@ func OOMs(p Pod) []OOM {
 		if ended == nil || ended.Reason != oomKilled {
 			return
 		}
-		if key := runKey(p, c, ended, run); !seen[key] {
+		id, key := runKey(p, c, ended, run)
+		if !seen[key] {
 			seen[key] = true
-			found = append(found, OOM{Key: key, Container: c.Name, Kind: c.Kind, At: ended.FinishedAt})
+			found = append(found, OOM{Key: key, ContainerID: id, Container: c.Name, Kind: c.Kind, At: ended.FinishedAt})
 		}
 	}
 	for _, c := range p.Containers {
@@ -42,8 +46,8 @@ func OOMs(p Pod) []OOM {
 // runKey falls back, where the kubelet gave no container id, to the pod's container by name, and where it gave no
 // finish time, to the number of the run. Only what the termination itself says is used: the id in the container's
 // status is another one as soon as it runs again, and the same kill would be counted twice.
-func runKey(p Pod, c Container, t *Termination, run int) string {
-	id := t.ContainerID
+func runKey(p Pod, c Container, t *Termination, run int) (id, key string) {
+	id = t.ContainerID
 	if id == "" {
 		owner := p.UID
 		if owner == "" {
@@ -52,7 +56,8 @@ func runKey(p Pod, c Container, t *Termination, run int) string {
 		id = owner + "/" + c.Name
 	}
 	if t.FinishedAt.IsZero() {
-		return fmt.Sprintf("%s#%d", id, run)
+		id = fmt.Sprintf("%s#%d", id, run)
+		return id, id
 	}
-	return id + "@" + t.FinishedAt.UTC().Format(time.RFC3339Nano)
+	return id, id + "@" + t.FinishedAt.UTC().Format(time.RFC3339Nano)
 }

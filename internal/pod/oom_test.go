@@ -51,7 +51,7 @@ func TestOOMs(t *testing.T) {
 func TestOOMTellsContainerAndTime(t *testing.T) {
 	t.Parallel()
 	found := pod.OOMs(pod.Pod{Containers: []pod.Container{mainEnded("OOMKilled", 137)}})
-	require.Equal(t, []pod.OOM{{Key: "containerd://a@2026-03-01T12:00:00Z", Container: "gpu-dev", Kind: pod.App, At: noon}}, found)
+	require.Equal(t, []pod.OOM{{Key: "containerd://a@2026-03-01T12:00:00Z", ContainerID: "containerd://a", Container: "gpu-dev", Kind: pod.App, At: noon}}, found)
 }
 
 func checkOOMs(t *rapid.T) {
