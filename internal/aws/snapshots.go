@@ -52,7 +52,7 @@ var wildcards = strings.NewReplacer(`\`, "?", "*", "?")
 
 func (e *EC2) listSnapshots(ctx context.Context, filters ...types.Filter) ([]disk.Snapshot, error) {
 	in := &ec2.DescribeSnapshotsInput{
-		OwnerIds: []string{"self"}, Filters: filters, MaxResults: awssdk.Int32(snapshotsPerPage),
+		OwnerIds: []string{"self"}, Filters: filters, MaxResults: &e.pageSize,
 	}
 	var snapshots []disk.Snapshot
 	err := allPages(func(token string) (string, error) {

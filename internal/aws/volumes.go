@@ -13,12 +13,13 @@ import (
 
 // EC2 knows volumes, snapshots and instances.
 type EC2 struct {
-	client *ec2.Client
+	client   *ec2.Client
+	pageSize int32 // of snapshots
 }
 
 // NewEC2 returns a client that has not connected yet.
 func NewEC2(cfg awssdk.Config) *EC2 {
-	return &EC2{client: ec2.NewFromConfig(bounded(cfg))}
+	return &EC2{client: ec2.NewFromConfig(bounded(cfg)), pageSize: snapshotsPerPage}
 }
 
 // DescribeVolume returns the volume. The error is gone where EC2 says that it does not exist or is deleted.

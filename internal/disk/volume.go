@@ -25,7 +25,7 @@ func WriterGone(v Volume) (gone bool, reason string) {
 // Capture is what a cleanup has recorded of its own work on a volume.
 type Capture struct {
 	ReservationID string
-	// Attempt numbers the cleanup's tries to make a snapshot, from 1.
+	// Attempt numbers the cleanup's tries to make a snapshot, from 1. None begins before the writer is gone.
 	Attempt int
 	// WriterGoneAt is the moment at which the volume was seen without a writer; zero if it never was.
 	WriterGoneAt time.Time
@@ -51,7 +51,8 @@ func MayDelete(v Volume, s *Snapshot, c Capture, account string, now time.Time) 
 		return false, fmt.Sprintf("snapshot %s was not made by attempt %d of the cleanup of %s", s.ID, c.Attempt, c.ReservationID)
 	case c.WriterGoneAt.IsZero():
 		return false, fmt.Sprintf("volume %s was never seen without a writer", v.ID)
-	case s.StartedAt.Before(c.WriterGoneAt.Truncate(time.Millisecond)): // EC2 tells the time in milliseconds
+	// A start may be told in whole seconds. Within one the tags tell the order: an attempt begins without a writer.
+	case s.StartedAt.Before(c.WriterGoneAt.Truncate(time.Second)):
 		return false, fmt.Sprintf("snapshot %s was started before the writer of %s was gone", s.ID, v.ID)
 	case s.CrashConsistent() && now.Before(s.StartedAt.Add(CrashConsistentHold)):
 		return false, fmt.Sprintf("snapshot %s is crash-consistent: volume %s is kept until %s",
