@@ -139,7 +139,7 @@ func orZero(t *time.Time) time.Time {
 func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, error) {
 	var open bool
 	err := db.inTx(ctx, func(tx pgx.Tx) error {
-		if err := createCleanup(ctx, tx, reservationID, ""); err != nil {
+		if err := createCleanup(ctx, tx, reservationID); err != nil {
 			return err
 		}
 		err := tx.QueryRow(ctx, `
@@ -156,16 +156,18 @@ func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, er
 	return open && err == nil, err
 }
 
-// createCleanup makes the row of a reservation's cleanup if the reservation has ended. It is idempotent. An empty
-// reason is read from the reservation's row.
-func createCleanup(ctx context.Context, tx pgx.Tx, reservationID, reason string) error {
+// createCleanup makes the row of a reservation's cleanup if the reservation has ended. It is idempotent. Why it ended
+// is what a sweep has written, or, of one that a user has cancelled, just that.
+func createCleanup(ctx context.Context, tx pgx.Tx, reservationID string) error {
 	_, err := tx.Exec(ctx, `
 		insert into expiry.cleanups (reservation_id, reason, user_id, pod_name, volume_id, disk_name)
-		select reservation_id, coalesce(nullif($2, ''), nullif(failure_reason, ''), status), user_id, nullif(pod_name, ''),
+		select reservation_id,
+		       coalesce(nullif(failure_reason, ''), case when status <> 'cancelled' then nullif(current_detailed_status, '') end, status),
+		       user_id, nullif(pod_name, ''),
 		       substring(ebs_volume_id from '^(?:aws://.*/)?(vol-[0-9a-f]{8,17})$'), nullif(disk_name, '')
 		from reservations
 		where reservation_id = $1 and status in ('expired', 'cancelled', 'failed')
-		on conflict do nothing`, reservationID, reason)
+		on conflict do nothing`, reservationID)
 	if err != nil {
 		return fmt.Errorf("create the cleanup of %s: %w", reservationID, err)
 	}
@@ -193,34 +195,30 @@ func requestCleanup(ctx context.Context, tx pgx.Tx, reservationID string) error 
 	return requestFollowUp(ctx, tx, FollowUp{Kind: Cleanup, Key: reservationID, ReservationID: reservationID, Subject: reservationID})
 }
 
-// ReopenCleanup asks anew for a settled cleanup, because something of the reservation's is still or again there. The
+// reopenCleanup asks anew for a settled cleanup, because something of the reservation's is still or again there. The
 // disk's part stays as it ended, unless there was no disk. It reports whether the cleanup was settled; a live
 // reservation's is never reopened.
-func (db *DB) ReopenCleanup(ctx context.Context, reservationID, why string) (bool, error) {
-	var reopened bool
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `
-			update expiry.cleanups c
-			set settled_at = null, outcome = null, pod_gone_at = null, containers_terminated_at = null, pod_uid = null
-			where c.reservation_id = $1 and c.settled_at is not null
-			  and not exists (select from reservations r where r.reservation_id = c.reservation_id
-			                  and coalesce(r.status, '') not in ('expired', 'cancelled', 'failed'))`, reservationID)
-		if err != nil {
-			return fmt.Errorf("reopen the cleanup of %s: %w", reservationID, err)
-		}
-		if reopened = tag.RowsAffected() == 1; !reopened {
-			return nil
-		}
-		_, err = tx.Exec(ctx, `
-			update expiry.cleanup_steps
-			set started_at = clock_timestamp(), finished_at = null, outcome = null, detail = 'again: ' || $2::text, attempts = 0
-			where reservation_id = $1 and (step <> $3 or outcome = $4)`, reservationID, why, StepDisk, OutcomeNothingToKeep)
-		if err != nil {
-			return fmt.Errorf("reopen the cleanup of %s: %w", reservationID, err)
-		}
-		return requestCleanup(ctx, tx, reservationID)
-	})
-	return reopened && err == nil, err
+func reopenCleanup(ctx context.Context, tx pgx.Tx, reservationID, why string) (bool, error) {
+	tag, err := tx.Exec(ctx, `
+		update expiry.cleanups c
+		set settled_at = null, outcome = null, pod_gone_at = null, containers_terminated_at = null, pod_uid = null
+		where c.reservation_id = $1 and c.settled_at is not null
+		  and not exists (select from reservations r where r.reservation_id = c.reservation_id
+		                  and coalesce(r.status, '') not in ('expired', 'cancelled', 'failed'))`, reservationID)
+	if err != nil {
+		return false, fmt.Errorf("reopen the cleanup of %s: %w", reservationID, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return false, nil
+	}
+	_, err = tx.Exec(ctx, `
+		update expiry.cleanup_steps
+		set started_at = clock_timestamp(), finished_at = null, outcome = null, detail = 'again: ' || $2::text, attempts = 0
+		where reservation_id = $1 and (step <> $3 or outcome = $4)`, reservationID, storable(why), StepDisk, OutcomeNothingToKeep)
+	if err != nil {
+		return false, fmt.Errorf("reopen the cleanup of %s: %w", reservationID, err)
+	}
+	return true, requestCleanup(ctx, tx, reservationID)
 }
 
 // VoidCleanup ends the follow-up of a reservation that turned out to be live, and forgets how far the cleanup was.
@@ -272,7 +270,8 @@ func settleCleanup(ctx context.Context, tx pgx.Tx, reservationID string) (outcom
 	var user string
 	err = tx.QueryRow(ctx, `
 		select coalesce(user_id, ''), coalesce(outcome, ''), settled_at is not null
-		from expiry.cleanups where reservation_id = $1 for update`, reservationID).Scan(&user, &outcome, &settled)
+		from expiry.cleanups where reservation_id = $1
+		for no key update`, reservationID).Scan(&user, &outcome, &settled)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return "", false, nil
 	}

@@ -167,7 +167,7 @@ func TestALongSweepKeepsItsLease(t *testing.T) {
 func TestWhenTheLeaseCannotBeRenewedWorkStopsBeforeItEnds(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	s := New(noRenewal{w.db}, func() Options {
+	s := New(noRenewal{w.db}, Outside{}, func() Options {
 		o := testOptions()
 		o.LeaseFor, o.RenewEvery = 2*time.Second, 100*time.Millisecond
 		return o

@@ -29,7 +29,11 @@ type pass struct {
 	lease postgres.SweepLease // a dry run's is zero: nothing can be written with it
 	now   time.Time           // the database's clock, read once
 	only  []string            // the reservations asked for; empty: all
-	brake *brake
+	// paused: parts that carry on what was begun begin nothing.
+	paused bool
+	brake  *brake
+	// listing is what the cluster shows, read at first need and once for all parts.
+	listing func(context.Context) (*listing, error)
 }
 
 // plan is what a part has decided.

@@ -231,6 +231,9 @@ func (pp pods) confirmAbsent(ctx context.Context, absent []absence, allowed int)
 		}
 		return 1
 	})
+	if allowed == 0 { // those that may not end leave the direct GETs to the others
+		absent = slices.DeleteFunc(absent, func(a absence) bool { return a.verdict == reservation.MissingConfirmed })
+	}
 	for _, a := range absent[:min(len(absent), confirmationsMost)] {
 		isGone, failure := pp.gone(ctx, a)
 		if failure != nil {

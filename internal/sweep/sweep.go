@@ -28,16 +28,28 @@ type Store interface {
 	deadlineStore
 	warningStore
 	stuckStore
+	listingStore
+	podStore
+	leftoverStore
+	lockStore
 	historyStore
+}
+
+// Outside is what a sweep looks at besides the database. Where something is nil the parts that need it are left out.
+type Outside struct {
+	Cluster   Cluster
+	Instances Instances
 }
 
 // Options are a sweep's rules, as configured, and what tests and simulations replace.
 type Options struct {
-	Grace          time.Duration // GRACE_PERIOD_SECONDS
-	WarningMinutes int           // WARNING_MINUTES
-	BrakePercent   int           // BRAKE_PERCENT
-	BrakeMin       int           // BRAKE_MIN
-	Timeout        time.Duration // SWEEP_TIMEOUT; 0: 60 s
+	Grace          time.Duration             // GRACE_PERIOD_SECONDS
+	WarningMinutes int                       // WARNING_MINUTES
+	BrakePercent   int                       // BRAKE_PERCENT
+	BrakeMin       int                       // BRAKE_MIN
+	MissingConfirm time.Duration             // MISSING_CONFIRM
+	Spot           func(gpuType string) bool // SPOT_GPU_TYPES; nil: none
+	Timeout        time.Duration             // SWEEP_TIMEOUT; 0: 60 s
 
 	LeaseFor    time.Duration    // 0: 30 s
 	RenewEvery  time.Duration    // 0: a third of LeaseFor
@@ -50,13 +62,14 @@ type Options struct {
 
 // Sweeper runs sweeps. It is safe for concurrent use: at most one sweep runs at a time, wherever it was asked for.
 type Sweeper struct {
-	store Store
-	opts  Options
-	parts []part
+	store   Store
+	outside Outside
+	opts    Options
+	parts   []part
 }
 
 // New returns a Sweeper. It touches nothing.
-func New(store Store, opts Options) *Sweeper {
+func New(store Store, outside Outside, opts Options) *Sweeper {
 	if opts.Timeout == 0 {
 		opts.Timeout = time.Minute
 	}
@@ -81,13 +94,22 @@ func New(store Store, opts Options) *Sweeper {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
-	levels := reservation.Levels(opts.WarningMinutes)
-	return &Sweeper{store: store, opts: opts, parts: []part{
+	if opts.Spot == nil {
+		opts.Spot = func(string) bool { return false }
+	}
+	s := &Sweeper{store: store, outside: outside, opts: opts, parts: []part{
 		deadlines(store, opts.Grace),
-		warnings(store, levels),
+		warnings(store, reservation.Levels(opts.WarningMinutes)),
 		stuck(store),
-		history(store, opts.KeepHistory),
+		cleanups(store),
 	}}
+	if outside.Cluster != nil {
+		s.parts = append(s.parts,
+			pods{store, outside.Cluster, outside.Instances, opts.MissingConfirm, opts.Spot}.part(),
+			strays(store))
+	}
+	s.parts = append(s.parts, locks(store), history(store, opts.KeepHistory))
+	return s
 }
 
 // Sweep runs one sweep, or in a dry run says what one would do and changes nothing. trigger is the type of the event
@@ -145,9 +167,13 @@ func (s *Sweeper) begin(ctx context.Context, trigger string, dryRun bool) (lease
 }
 
 func (s *Sweeper) newPass(lease postgres.SweepLease, seen observation, only []string) *pass {
-	return &pass{lease: lease, now: seen.Now, only: only, brake: &brake{input: reservation.BrakeInput{
-		Active: seen.Active, Percent: s.opts.BrakePercent, Min: s.opts.BrakeMin, ClockSkew: seen.skew,
-	}}}
+	return &pass{
+		lease: lease, now: seen.Now, only: only, paused: seen.Pause != nil,
+		listing: listPods(s.store, s.outside.Cluster, seen.Now),
+		brake: &brake{input: reservation.BrakeInput{
+			Active: seen.Active, Percent: s.opts.BrakePercent, Min: s.opts.BrakeMin, ClockSkew: seen.skew,
+		}},
+	}
 }
 
 // runParts runs the parts that are not at rest, each within its share of the time, and stops early only where the

@@ -55,7 +55,7 @@ func (w *world) sweeper(change ...func(*Options)) *Sweeper {
 	for _, c := range change {
 		c(&opts)
 	}
-	return New(w.db, opts)
+	return New(w.db, Outside{}, opts)
 }
 
 // sweep runs a sweep that must go well.

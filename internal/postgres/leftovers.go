@@ -1,0 +1,150 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"gpudev.internal/reservation-expiry/internal/reservation"
+)
+
+// How long after its end a reservation's cleanup is begun by itself. Older ones were cleaned up by others, or hold a
+// disk and are found by that.
+const (
+	FailedWindow = 24 * time.Hour
+	EndedWindow  = 7 * 24 * time.Hour
+)
+
+// endedAt is when an ended reservation r ended, as far as its row tells.
+const endedAt = `coalesce(r.reservation_ended,
+		case r.status when 'failed' then r.failed_at when 'cancelled' then r.cancelled_at end, r.updated_at)`
+
+// asked holds where a cleanup's work is due already, under the given expression for the reservation's id.
+func asked(id string) string {
+	return `exists (select from expiry.follow_ups f
+		            where f.reservation_id = ` + id + ` and f.state = 'due' and f.kind in ('cleanup', 'snapshot.sync'))`
+}
+
+// leftovers selects ended reservations whose cleanup is not done and that nobody is asked to do: never begun within
+// the window or while they hold a disk, or begun and not settled.
+var leftovers = `
+	select r.reservation_id, r.status, false as begun
+	from reservations r
+	where r.status in ('expired', 'cancelled', 'failed')
+	  and (` + endedAt + ` > @now::timestamptz - case r.status when 'failed' then @failed_window::interval else @ended_window::interval end
+	       or exists (select from disks d where d.reservation_id = r.reservation_id and d.in_use))
+	  and not exists (select from expiry.cleanups c where c.reservation_id = r.reservation_id)
+	  and not ` + asked("r.reservation_id") + `
+	union all
+	select c.reservation_id, coalesce(r.status, ''), true
+	from expiry.cleanups c
+	left join reservations r on r.reservation_id = c.reservation_id
+	where c.settled_at is null and not ` + asked("c.reservation_id")
+
+// Leftover is an ended reservation whose cleanup is to be asked for.
+type Leftover struct {
+	ReservationID string
+	Status        reservation.Status // empty where the row is gone
+	Begun         bool
+}
+
+func leftoverArgs(now time.Time, only []string) pgx.NamedArgs {
+	return pgx.NamedArgs{"now": now, "failed_window": FailedWindow, "ended_window": EndedWindow, "only": orAll(only)}
+}
+
+// Leftovers reads which cleanups are to be asked for. only narrows it to some reservations; empty means all.
+func (db *DB) Leftovers(ctx context.Context, now time.Time, only []string) ([]Leftover, error) {
+	found, err := query(ctx, db, pgx.RowToStructByPos[Leftover], `
+		select * from (`+leftovers+`) l where @only::text[] is null or l.reservation_id = any(@only)
+		order by 3 desc, 1`, leftoverArgs(now, only))
+	if err != nil {
+		return nil, fmt.Errorf("look for unfinished cleanups: %w", err)
+	}
+	return found, nil
+}
+
+// RequestCleanups asks for the cleanups of those of the given reservations that are still leftovers, and returns their
+// ids.
+func (db *DB) RequestCleanups(ctx context.Context, lease SweepLease, now time.Time, ids []string) ([]string, error) {
+	var requested []string
+	err := inBatches(ids, endBatch, func(batch []string) error {
+		var left []Leftover
+		err := db.underLease(ctx, lease, func(tx pgx.Tx) error {
+			rows, err := tx.Query(ctx, `select * from (`+leftovers+`) l where l.reservation_id = any(@only)`, leftoverArgs(now, batch))
+			if err != nil {
+				return fmt.Errorf("look for unfinished cleanups: %w", err)
+			}
+			if left, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Leftover]); err != nil {
+				return fmt.Errorf("look for unfinished cleanups: %w", err)
+			}
+			var cleanups []FollowUp
+			for _, l := range left {
+				cleanups = append(cleanups, FollowUp{Kind: Cleanup, Key: l.ReservationID, ReservationID: l.ReservationID, Subject: l.ReservationID})
+			}
+			return requestFollowUps(ctx, tx, cleanups)
+		})
+		if err != nil {
+			return err
+		}
+		for _, l := range left {
+			requested = append(requested, l.ReservationID)
+		}
+		return nil
+	})
+	return requested, err
+}
+
+// PodCandidate is a reservation whose pod has, by its row, the name of a pod that the cluster shows.
+type PodCandidate struct {
+	PodName       string
+	ReservationID string
+	Status        reservation.Status
+	Namespace     string // the column as it is
+	Started       reservation.Instant
+	Ended         reservation.Instant // null while it is live
+	UIDs          []string            // of its pods, as far as they were seen
+	UnderWay      bool                // its cleanup is asked for
+}
+
+// PodCandidates reads which reservations may have had the pods of these names.
+func (db *DB) PodCandidates(ctx context.Context, names []string) ([]PodCandidate, error) {
+	found, err := query(ctx, db, pgx.RowToStructByPos[PodCandidate], `
+		select n.name, r.reservation_id, coalesce(r.status, ''), coalesce(r.namespace, ''), r.created_at,
+		       case when r.status in ('expired', 'cancelled', 'failed') then `+endedAt+` end,
+		       array(select uid from expiry.pods p where p.reservation_id = r.reservation_id order by first_seen_at desc),
+		       `+asked("r.reservation_id")+`
+		from unnest($1::text[]) as n (name)
+		join reservations r on coalesce(nullif(r.pod_name, ''), 'gpu-dev-' || left(r.reservation_id, 8)) = n.name
+		order by 1, r.created_at, 2`, orNone(names))
+	if err != nil {
+		return nil, fmt.Errorf("look for the owners of %d pods: %w", len(names), err)
+	}
+	return found, nil
+}
+
+// CleanUpAgain asks for the cleanup of an ended reservation of which a pod is still or again there, whether a cleanup
+// has settled before or never began. It reports false where that is under way, or the reservation is live.
+func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID, why string) (bool, error) {
+	var requested bool
+	err := db.underLease(ctx, lease, func(tx pgx.Tx) error {
+		var err error
+		if requested, err = reopenCleanup(ctx, tx, reservationID, why); err != nil || requested {
+			return err
+		}
+		err = tx.QueryRow(ctx, `
+			select true from reservations r
+			where r.reservation_id = $1 and r.status in ('expired', 'cancelled', 'failed') and not `+asked("r.reservation_id"),
+			reservationID).Scan(&requested)
+		if err == nil {
+			return requestCleanup(ctx, tx, reservationID)
+		}
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
+		return fmt.Errorf("look for the cleanup of %s: %w", reservationID, err)
+	})
+	return requested && err == nil, err
+}
