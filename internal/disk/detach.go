@@ -57,7 +57,7 @@ type Holder struct {
 	ContainersTerminated bool
 	// InstanceHalted is true where EC2 said that the instance is stopped, terminated or unknown to it.
 	InstanceHalted bool
-	// PlainAt is when this cleanup first asked for a plain detach, whatever came of it; zero if it has not.
+	// PlainAt is when this cleanup last asked for a plain detach, whatever came of it; zero if it has not.
 	PlainAt time.Time
 }
 
@@ -95,6 +95,8 @@ func force(v Volume, a Attachment, h Holder, now time.Time) (Action, string) {
 		patience = ForceAfterHalted
 	}
 	switch {
+	case a.State != Detaching && a.State != Busy: // the last request was lost, refused, or for another attachment
+		return DetachPlain, fmt.Sprintf("volume %s is %s to %s although a detach was asked for", v.ID, a.State, a.InstanceID)
 	case now.Before(h.PlainAt.Add(patience)):
 		return Wait, fmt.Sprintf("instance %s has until %s to let go of volume %s",
 			a.InstanceID, h.PlainAt.Add(patience).UTC().Format(time.RFC3339), v.ID)

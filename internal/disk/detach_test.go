@@ -34,10 +34,28 @@ func TestDetachGoesFromWaitingToPlainToForced(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			do, reason := disk.Detach(attached("i-1"), test.holder, now)
+			v := attached("i-1")
+			if !test.holder.PlainAt.IsZero() {
+				v.Attachments[0].State = disk.Detaching
+			}
+			do, reason := disk.Detach(v, test.holder, now)
 			require.Equal(t, test.want, do, reason)
 			require.Contains(t, reason, test.reason)
 		})
+	}
+}
+
+func TestADetachThatEC2KnowsNothingOfIsAskedForAgainAndNeverForced(t *testing.T) {
+	t.Parallel()
+	h := disk.Holder{PlainAt: now.Add(-time.Hour), PodGoneAt: now.Add(-2 * time.Hour), ContainersTerminated: true, InstanceHalted: true}
+	for state, want := range map[disk.AttachmentState]disk.Action{
+		disk.Attached: disk.DetachPlain, disk.Attaching: disk.DetachPlain, "": disk.DetachPlain,
+		disk.Detaching: disk.DetachForced, disk.Busy: disk.DetachForced,
+	} {
+		v := attached("i-1")
+		v.Attachments[0].State = state
+		do, reason := disk.Detach(v, h, now)
+		require.Equal(t, want, do, reason)
 	}
 }
 
@@ -93,6 +111,9 @@ func TestAForcedDetachIsAlwaysWarranted(t *testing.T) {
 			}
 		}
 		if do == disk.DetachForced {
+			if state := v.Attachments[0].State; state != disk.Detaching && state != disk.Busy {
+				t.Fatalf("forced while %q: no plain one is under way", state)
+			}
 			waited := !h.PlainAt.IsZero() && now.Sub(h.PlainAt) >= 10*time.Minute
 			if h.PlainAt.IsZero() || !h.InstanceHalted && !(waited && h.ContainersTerminated) {
 				t.Fatalf("forced without warrant: %+v", h)

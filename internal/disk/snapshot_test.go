@@ -54,7 +54,7 @@ func TestASnapshotWithoutTheUserTagIsNotOurs(t *testing.T) {
 func TestANewSnapshotCarriesThePlatformsTagsAndItsCleanup(t *testing.T) {
 	t.Parallel()
 	n := disk.NewSnapshot{
-		Disk: disk.Key{User: "ada@example.com", Name: "work"}, ReservationID: "r-1", Attempt: 3,
+		Disk: disk.Key{User: "ada@example.com", Name: "work"}, ReservationID: "r-1", Attempt: 3, IntentID: "intent-1",
 		CreatedAt: now, ContentsURL: "s3://b/k", Size: "1.2G",
 	}
 	require.Equal(t, map[string]string{
@@ -67,6 +67,7 @@ func TestANewSnapshotCarriesThePlatformsTagsAndItsCleanup(t *testing.T) {
 		"disk_size":               "1.2G",
 		"gpu-dev-reservation-id":  "r-1",
 		"gpu-dev-cleanup-attempt": "3",
+		"gpu-dev-snapshot-intent": "intent-1",
 	}, n.Tags())
 	require.Equal(t, "gpu-dev shutdown snapshot for ada@example.com (disk: work) (1.2G)", n.Description())
 
@@ -80,7 +81,7 @@ func TestANewSnapshotCarriesThePlatformsTagsAndItsCleanup(t *testing.T) {
 func TestWhatIsUnknownIsLeftOutOfTheTags(t *testing.T) {
 	t.Parallel()
 	tags := disk.NewSnapshot{Disk: disk.Key{User: "u"}, ReservationID: "r", Attempt: 1}.Tags()
-	for _, key := range []string{disk.TagDisk, disk.TagContents, disk.TagSize, disk.TagCrashConsistent} {
+	for _, key := range []string{disk.TagDisk, disk.TagContents, disk.TagSize, disk.TagCrashConsistent, disk.TagIntent} {
 		require.NotContains(t, tags, key)
 	}
 	require.Equal(t, "gpu-dev shutdown snapshot for u", disk.NewSnapshot{Disk: disk.Key{User: "u"}}.Description())

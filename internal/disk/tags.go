@@ -28,6 +28,7 @@ const (
 const (
 	TagReservation     = "gpu-dev-reservation-id"
 	TagAttempt         = "gpu-dev-cleanup-attempt"
+	TagIntent          = "gpu-dev-snapshot-intent"
 	TagCrashConsistent = "gpu-dev-crash-consistent"
 )
 
@@ -46,6 +47,7 @@ type NewSnapshot struct {
 	Disk            Key
 	ReservationID   string
 	Attempt         int
+	IntentID        string // of the record that was committed, once the writer was gone, before EC2 was asked
 	CreatedAt       time.Time
 	ContentsURL     string // empty where no listing could be had
 	Size            string // empty where unknown
@@ -61,6 +63,9 @@ func (n NewSnapshot) Tags() map[string]string {
 	tags[TagType] = snapshotType
 	tags[TagTypeShort] = snapshotType
 	tags[TagCreatedAt] = strconv.FormatInt(n.CreatedAt.Unix(), 10)
+	if n.IntentID != "" {
+		tags[TagIntent] = n.IntentID
+	}
 	if n.ContentsURL != "" {
 		tags[TagContents] = tagValue(n.ContentsURL)
 	}
@@ -76,6 +81,11 @@ func (n NewSnapshot) Tags() map[string]string {
 // CleanupTags returns the tags that every snapshot made by a reservation's cleanup carries, whichever its attempt.
 func CleanupTags(reservationID string) map[string]string {
 	return map[string]string{TagReservation: tagValue(reservationID)}
+}
+
+// IntentTags returns the tags by which a snapshot is found whose maker got no answer.
+func IntentTags(intentID string) map[string]string {
+	return map[string]string{TagIntent: intentID}
 }
 
 // Tags returns the tags that every snapshot of the disk carries.

@@ -25,10 +25,15 @@ func WriterGone(v Volume) (gone bool, reason string) {
 // Capture is what a cleanup has recorded of its own work on a volume.
 type Capture struct {
 	ReservationID string
-	// Attempt numbers the cleanup's tries to make a snapshot, from 1. None begins before the writer is gone.
+	// Attempt numbers the cleanup's tries to make a snapshot, from 1.
 	Attempt int
+	// IntentID is of the record that was committed when the attempt began, which none does before the writer is gone.
+	// Nobody can have known it earlier: what carries it was started later, whatever EC2's clock and ours make of it.
+	IntentID string
 	// WriterGoneAt is the moment at which the volume was seen without a writer; zero if it never was.
 	WriterGoneAt time.Time
+	// CrashConsistent is true where the volume was taken from its writer by force, whatever the snapshot's tags say.
+	CrashConsistent bool
 }
 
 // MayDelete reports whether the volume may be deleted: the snapshot holds all that was ever written to it, and
@@ -49,14 +54,23 @@ func MayDelete(v Volume, s *Snapshot, c Capture, account string, now time.Time) 
 		return false, fmt.Sprintf("snapshot %s is %q, not completed", s.ID, s.State)
 	case !s.MadeBy(c.ReservationID, c.Attempt):
 		return false, fmt.Sprintf("snapshot %s was not made by attempt %d of the cleanup of %s", s.ID, c.Attempt, c.ReservationID)
+	case s.Tags[TagIntent] != c.IntentID:
+		return false, fmt.Sprintf("snapshot %s was not made by intent %q", s.ID, c.IntentID)
 	case c.WriterGoneAt.IsZero():
 		return false, fmt.Sprintf("volume %s was never seen without a writer", v.ID)
-	// A start may be told in whole seconds. Within one the tags tell the order: an attempt begins without a writer.
-	case s.StartedAt.Before(c.WriterGoneAt.Truncate(time.Second)):
-		return false, fmt.Sprintf("snapshot %s was started before the writer of %s was gone", s.ID, v.ID)
-	case s.CrashConsistent() && now.Before(s.StartedAt.Add(CrashConsistentHold)):
+	case s.StartedAt.IsZero():
+		return false, fmt.Sprintf("snapshot %s was started at an unknown time", s.ID)
+	case now.Before(HeldUntil(*s, c)):
 		return false, fmt.Sprintf("snapshot %s is crash-consistent: volume %s is kept until %s",
-			s.ID, v.ID, s.StartedAt.Add(CrashConsistentHold).UTC().Format(time.RFC3339))
+			s.ID, v.ID, HeldUntil(*s, c).UTC().Format(time.RFC3339))
 	}
 	return true, ""
+}
+
+// HeldUntil returns until when the volume is kept beside its snapshot, zero where it need not be.
+func HeldUntil(s Snapshot, c Capture) time.Time {
+	if !s.CrashConsistent() && !c.CrashConsistent {
+		return time.Time{}
+	}
+	return s.StartedAt.Add(CrashConsistentHold)
 }

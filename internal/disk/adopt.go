@@ -1,0 +1,46 @@
+package disk
+
+import (
+	"slices"
+	"time"
+)
+
+// AdoptAfter is how old a completed snapshot must be before nobody's counting it as pending means that it was counted:
+// whoever makes one counts it a moment later.
+const AdoptAfter = 10 * time.Minute
+
+// Adoption is how a snapshot that somebody else made is taken into the books.
+type Adoption struct {
+	Snapshot Snapshot
+	// As is SnapshotPending where its end is still to be counted, also where EC2 shows that end already. Otherwise it is
+	// SnapshotCompleted or SnapshotError, and whoever made it has counted it.
+	As SnapshotState
+}
+
+// Adopt decides how the snapshots of one disk that nobody has in the books are taken over, so that each is counted once.
+// awaited is how many of those that the disk counts as pending no book accounts for: only they still have somebody
+// waiting for their end. Those that are under way come first, then the newest. One that is missing from the answer
+// is too young to tell, or in no state to be kept.
+func Adopt(unknown []Snapshot, awaited int, now time.Time) []Adoption {
+	var adopted []Adoption
+	var ended []Snapshot
+	for _, s := range inOrder(slices.Clone(unknown)) {
+		switch s.State {
+		case SnapshotPending:
+			adopted = append(adopted, Adoption{s, SnapshotPending})
+			awaited--
+		case SnapshotCompleted, SnapshotError:
+			ended = append(ended, s)
+		}
+	}
+	for _, s := range ended {
+		switch {
+		case awaited > 0:
+			adopted = append(adopted, Adoption{s, SnapshotPending})
+			awaited--
+		case now.Sub(s.StartedAt) >= AdoptAfter:
+			adopted = append(adopted, Adoption{s, s.State})
+		}
+	}
+	return adopted
+}
