@@ -36,7 +36,7 @@ const idleLocks = `
 	left join reservations r on r.reservation_id = d.reservation_id
 	left join expiry.cleanups c on c.reservation_id = d.reservation_id
 	where d.in_use
-	  and case when d.reservation_id is null then coalesce(d.last_updated, '-infinity') < @now::timestamptz - @orphan_age::interval
+	  and case when d.reservation_id is null then greatest(d.last_updated, d.last_used, d.created_at) < @now::timestamptz - @orphan_age::interval
 	           when r.reservation_id is null then c.reservation_id is null or c.settled_at is not null
 	           else r.status in ('expired', 'cancelled', 'failed') and c.settled_at is not null end
 	  and not exists (select from reservations l

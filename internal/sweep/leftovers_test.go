@@ -1,0 +1,212 @@
+package sweep
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/pod"
+)
+
+func TestEndedReservationsGetTheirCleanupWhoeverEndedThem(t *testing.T) {
+	t.Parallel()
+	day := 24 * time.Hour
+	for name, test := range map[string]struct {
+		columns row
+		want    bool
+	}{
+		"failed lately":                    {row{"status": "'failed'", "failed_at": ago(23 * time.Hour)}, true},
+		"failed long ago":                  {row{"status": "'failed'", "failed_at": ago(25 * time.Hour)}, false},
+		"cancelled lately":                 {row{"status": "'cancelled'", "cancelled_at": ago(6 * day)}, true},
+		"cancelled long ago":               {row{"status": "'cancelled'", "cancelled_at": ago(8 * day)}, false},
+		"expired lately":                   {row{"status": "'expired'", "reservation_ended": ago(6 * day)}, true},
+		"expired long ago":                 {row{"status": "'expired'", "reservation_ended": ago(8 * day)}, false},
+		"expired, nobody wrote when":       {row{"status": "'expired'"}, true},
+		"active":                           {row{}, false},
+		"of a status nobody has heard of":  {row{"status": "'paused'"}, false},
+		"without a status":                 {row{"status": "null"}, false},
+		"expired at an absurd time ahead":  {row{"status": "'expired'", "reservation_ended": "'infinity'"}, true},
+		"expired at an absurd time before": {row{"status": "'expired'", "reservation_ended": "'-infinity'"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			id := w.insert(test.columns)[0]
+			r := w.sweep()
+			if !test.want {
+				require.Empty(t, w.followUps())
+				return
+			}
+			require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
+			require.Equal(t, 1, r.Counts["cleanupsRequested"])
+			require.Zero(t, w.sweep().Counts["cleanupsRequested"], "it is asked for once")
+		})
+	}
+}
+
+func TestAnOldReservationThatHoldsADiskGetsItsCleanup(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.insert(row{"status": "'expired'", "reservation_ended": ago(90 * 24 * time.Hour)})[0]
+	w.exec("insert into disks (disk_name, user_id, in_use, reservation_id) values ('d', 'ada', true, $1)", id)
+	w.sweep()
+	require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
+}
+
+// begun is a cleanup that was begun and whose follow-up is nowhere.
+func (w *world) begun(status string) string {
+	w.t.Helper()
+	id := w.insert(row{"status": quote(status), "reservation_ended": ago(30 * 24 * time.Hour)})[0]
+	w.exec("insert into expiry.cleanups (reservation_id, reason) values ($1, 'expired')", id)
+	return id
+}
+
+func TestABegunCleanupIsNeverForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.begun("expired")
+	w.sweep()
+	require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
+}
+
+func TestACleanupThatWaitsForItsSnapshotIsNotAskedForAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.begun("expired")
+	w.exec("insert into expiry.follow_ups (kind, key, reservation_id, subject) values ('snapshot.sync', 'intent', $1, 'snap')", id)
+	w.sweep()
+	require.Equal(t, []string{"snapshot.sync intent due"}, w.followUps())
+}
+
+func TestWhilePausedOnlyWhatWasBegunGoesOn(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	begun := w.begun("expired")
+	w.insert(row{"status": "'expired'"})
+	stray := w.insert(row{"status": "'cancelled'", "cancelled_at": ago(30 * 24 * time.Hour), "created_at": ago(31 * 24 * time.Hour)})[0]
+	c.add(pod.Pod{Name: "gpu-dev-" + stray[:8], Created: time.Now().Add(-30*24*time.Hour - time.Hour)})
+	_, err := w.db.Pause(t.Context(), "maintenance", 0)
+	require.NoError(t, err)
+	w.within(c)
+	require.Equal(t, []string{"cleanup " + begun + " due"}, w.followUps())
+}
+
+func TestAPodOfAnEndedReservationIsCleanedUpIfItIsItsOwn(t *testing.T) {
+	t.Parallel()
+	month := 30 * 24 * time.Hour
+	started, ended := month+2*time.Hour, month
+	for name, test := range map[string]struct {
+		pod  pod.Pod
+		live bool // another reservation, which is live, has the name
+		uid  string
+		want bool
+	}{
+		"made in its time":                      {pod: pod.Pod{Created: time.Now().Add(-month - time.Hour)}, want: true},
+		"made in its time, known by UID":        {pod: pod.Pod{UID: "own", Created: time.Now().Add(-month - time.Hour)}, uid: "own", want: true},
+		"made in its time, another's UID known": {pod: pod.Pod{UID: "other", Created: time.Now().Add(-month + time.Hour)}, uid: "own"},
+		"made before it":                        {pod: pod.Pod{Created: time.Now().Add(-month - 3*time.Hour)}},
+		"made after it":                         {pod: pod.Pod{Created: time.Now().Add(-time.Hour)}},
+		"in a live one's hands":                 {pod: pod.Pod{Created: time.Now().Add(-month - time.Hour)}, live: true},
+		"on its way out":                        {pod: pod.Pod{Created: time.Now().Add(-month - time.Hour), Deleting: time.Now()}},
+		"stuck on its way out":                  {pod: pod.Pod{Created: time.Now().Add(-month - time.Hour), Deleting: time.Now().Add(-time.Hour)}, want: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, c := newWorld(t), newCluster()
+			id := w.insert(row{"status": "'expired'", "created_at": ago(started), "reservation_ended": ago(ended)})[0]
+			test.pod.Name = "gpu-dev-" + id[:8]
+			c.add(test.pod)
+			if test.uid != "" {
+				w.exec("insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ($1, $2, 'gpu-dev', $3, now())", test.uid, id, test.pod.Name)
+			}
+			if test.live {
+				w.insert(row{"pod_name": quote(test.pod.Name), "status": "'preparing'"})
+			}
+			r := w.within(c)
+			if !test.want {
+				require.Empty(t, w.followUps())
+				return
+			}
+			require.Equal(t, 1, r.Counts["straysRequested"])
+			require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
+			require.Zero(t, w.within(c).Counts["straysRequested"], "it is asked for once")
+		})
+	}
+}
+
+func TestASettledCleanupIsReopenedForAPodThatIsBack(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	id := w.insert(row{"status": "'expired'", "reservation_ended": ago(time.Hour)})[0]
+	w.exec("insert into expiry.cleanups (reservation_id, reason, settled_at, outcome) values ($1, 'expired', now(), 'released')", id)
+	c.add(pod.Pod{Name: "gpu-dev-" + id[:8]})
+	w.within(c)
+	require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
+	require.Equal(t, "true", w.text("select (settled_at is null)::text from expiry.cleanups"))
+}
+
+func TestPodsOfNoReservationAreCountedAndLeftAlone(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	c.add(pod.Pod{Name: "gpu-dev-deadbeef"})
+	c.add(pod.Pod{Name: "coredns"})
+	r := w.within(c)
+	require.Equal(t, 1, r.Counts["podsWithoutReservation"])
+	require.Empty(t, w.followUps())
+}
+
+func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		holder  row    // of the disk, nil: none
+		settled bool   // its cleanup
+		columns string // of the disk, further
+		values  string
+		live    bool // another reservation, which is live, names the disk
+		open    bool // a snapshot of it is unsettled
+		want    bool
+	}{
+		"ended and settled":               {holder: row{"status": "'expired'"}, settled: true, want: true},
+		"ended, cleanup not done":         {holder: row{"status": "'expired'"}},
+		"active":                          {holder: row{}},
+		"ended, named by a live one":      {holder: row{"status": "'expired'"}, settled: true, live: true},
+		"ended, snapshot pending":         {holder: row{"status": "'expired'"}, settled: true, open: true},
+		"ended, being backed up":          {holder: row{"status": "'expired'"}, settled: true, columns: ", is_backing_up", values: ", true"},
+		"no holder, unchanged for long":   {columns: ", last_updated, created_at", values: ", now() - interval '61 minutes', now() - interval '1 day'", want: true},
+		"no holder, changed lately":       {columns: ", last_updated, created_at", values: ", now() - interval '59 minutes', now() - interval '1 day'"},
+		"no holder, named by a live one":  {columns: ", last_updated, created_at", values: ", now() - interval '2 hours', now() - interval '1 day'", live: true},
+		"no holder, for how long unknown": {columns: ", last_updated, created_at", values: ", null, null"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			holder := "null"
+			if test.holder != nil {
+				id := w.insert(test.holder)[0]
+				holder = quote(id)
+				if test.settled {
+					w.exec("insert into expiry.cleanups (reservation_id, reason, settled_at, outcome) values ($1, 'expired', now(), 'nothing_to_keep')", id)
+				}
+			}
+			w.exec(fmt.Sprintf("insert into disks (disk_name, user_id, in_use, reservation_id%s) values ('d', 'ada', true, %s%s)", test.columns, holder, test.values))
+			if test.live {
+				w.insert(row{"disk_name": "'d'", "status": "'queued'"})
+			}
+			if test.open {
+				w.exec("insert into expiry.snapshots (intent_id, user_id, disk_name, state) values (gen_random_uuid(), 'ada', 'd', 'pending')")
+			}
+			r := w.sweep()
+			require.Equal(t, fmt.Sprint(!test.want), w.text("select in_use::text from disks"))
+			facts := w.texts("select type from expiry.facts where type = $1", event.DiskReleased)
+			if test.want {
+				require.Equal(t, 1, r.Counts["locksReleased"])
+				require.Len(t, facts, 1)
+			} else {
+				require.Empty(t, facts)
+			}
+		})
+	}
+}

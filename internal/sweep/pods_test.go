@@ -1,0 +1,337 @@
+package sweep
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/pod"
+)
+
+// cluster is what the API server shows. A listing may be told to fail, or to be stale.
+type cluster struct {
+	uid        string
+	pods       map[podKey]pod.Pod
+	unlisted   map[podKey]bool // there, but missing from the listing
+	listFails  error
+	getFails   error
+	nodes      map[string]pod.Node
+	gets       int
+	reclaimed  map[string]disk.Instance
+	describing int
+}
+
+func newCluster() *cluster {
+	return &cluster{uid: "cluster-1", pods: map[podKey]pod.Pod{}, unlisted: map[podKey]bool{}, nodes: map[string]pod.Node{},
+		reclaimed: map[string]disk.Instance{}}
+}
+
+func (c *cluster) add(p pod.Pod) {
+	if p.Namespace == "" {
+		p.Namespace = "gpu-dev"
+	}
+	if p.UID == "" {
+		p.UID = "uid-" + p.Name
+	}
+	if p.Created.IsZero() {
+		p.Created = time.Now().Add(-7 * time.Hour)
+	}
+	if p.Phase == "" {
+		p.Phase = pod.Running
+	}
+	c.pods[podKey{p.Namespace, p.Name}] = p
+}
+
+func (c *cluster) ClusterUID(context.Context) (string, error) { return c.uid, nil }
+
+func (c *cluster) ListPods(_ context.Context, namespace string) ([]pod.Pod, error) {
+	if c.listFails != nil {
+		return nil, c.listFails
+	}
+	var all []pod.Pod
+	for key, p := range c.pods {
+		if key.namespace == namespace && !c.unlisted[key] {
+			all = append(all, p)
+		}
+	}
+	return all, nil
+}
+
+func (c *cluster) GetPod(_ context.Context, namespace, name string) (pod.Pod, error) {
+	c.gets++
+	if c.getFails != nil {
+		return pod.Pod{}, c.getFails
+	}
+	p, ok := c.pods[podKey{namespace, name}]
+	if !ok {
+		return pod.Pod{}, fault.Errorf(fault.Gone, "get pod %s/%s: 404", namespace, name)
+	}
+	return p, nil
+}
+
+func (c *cluster) GetNode(_ context.Context, name string) (pod.Node, error) {
+	n, ok := c.nodes[name]
+	if !ok {
+		return pod.Node{}, fault.Errorf(fault.Gone, "get node %s: 404", name)
+	}
+	return n, nil
+}
+
+func (c *cluster) DescribeInstance(_ context.Context, id string) (disk.Instance, error) {
+	c.describing++
+	i, ok := c.reclaimed[id]
+	if !ok {
+		return disk.Instance{}, fault.Errorf(fault.Gone, "describe instance %s", id)
+	}
+	return i, nil
+}
+
+// within runs a sweep that looks at the cluster, too.
+func (w *world) within(c *cluster, change ...func(*Options)) Result {
+	w.t.Helper()
+	opts := testOptions()
+	opts.MissingConfirm = 4 * time.Minute
+	opts.Spot = func(gpu string) bool { return gpu == "h100-spot" }
+	for _, f := range change {
+		f(&opts)
+	}
+	r, err := New(w.db, Outside{Cluster: c, Instances: c}, opts).Sweep(w.t.Context(), event.Ping, event.SweepRequest{})
+	require.NoError(w.t, err)
+	return r
+}
+
+// active inserts an active reservation, with its pod in the cluster.
+func (w *world) active(c *cluster, columns row) (id, podName string) {
+	w.t.Helper()
+	id = w.insert(columns)[0]
+	podName = "gpu-dev-" + id[:8]
+	c.add(pod.Pod{Name: podName})
+	return id, podName
+}
+
+// ageAbsences lets time pass for every series of absences.
+func (w *world) ageAbsences(by time.Duration) {
+	w.t.Helper()
+	w.exec("update expiry.missing_pods set first_seen_at = first_seen_at - $1::interval, last_seen_at = last_seen_at - $1::interval", by)
+}
+
+func TestAMissingPodEndsItsReservationOnlyWhenTwoTicksAgree(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	id, name := w.active(c, nil)
+	w.within(c)
+	delete(c.pods, podKey{"gpu-dev", name})
+
+	w.within(c)
+	require.Equal(t, "active", w.status(id), "one absence proves nothing")
+	w.within(c)
+	require.Equal(t, "active", w.status(id), "nor do two at once")
+	w.ageAbsences(5 * time.Minute)
+	r := w.within(c)
+	require.Equal(t, Completed, r.Outcome)
+	require.Equal(t, "expired", w.status(id))
+	require.Equal(t, 1, r.Counts["missingExpired"])
+	require.Contains(t, w.text("select failure_reason from reservations where reservation_id = $1", id), "its server "+name+" has been missing since")
+	require.Contains(t, w.followUps(), "cleanup "+id+" due")
+}
+
+func TestAPodThatIsThereAfterAllEndsTheSeries(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	id, name := w.active(c, nil)
+	p := c.pods[podKey{"gpu-dev", name}]
+	delete(c.pods, podKey{"gpu-dev", name})
+	w.within(c)
+	w.ageAbsences(5 * time.Minute)
+	c.add(p)
+	w.within(c)
+	require.Empty(t, w.texts("select reservation_id from expiry.missing_pods"))
+	delete(c.pods, podKey{"gpu-dev", name})
+	w.within(c)
+	require.Equal(t, "active", w.status(id), "a new series has begun")
+}
+
+func TestUnknownIsNotGone(t *testing.T) {
+	t.Parallel()
+	const many = 48
+	for name, spoil := range map[string]func(c *cluster){
+		"the API is unreachable":  func(c *cluster) { c.listFails = errors.New("connection refused") },
+		"another cluster answers": func(c *cluster) { c.uid = "cluster-2" },
+		"the listing is empty": func(c *cluster) {
+			for key := range c.pods {
+				c.unlisted[key] = true
+			}
+		},
+		"the direct GET fails": func(c *cluster) {
+			clear(c.pods)
+			c.getFails = errors.New("504")
+		},
+		"every pod is gone at once": func(c *cluster) { clear(c.pods) }, // the brake
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, c := newWorld(t), newCluster()
+			for range many {
+				w.active(c, nil)
+			}
+			braked := func(o *Options) { o.BrakePercent, o.BrakeMin = 20, 5 }
+			require.Equal(t, Completed, w.within(c, braked).Outcome)
+			spoil(c)
+			for range 3 {
+				w.within(c, braked)
+				w.ageAbsences(5 * time.Minute)
+			}
+			require.Equal(t, []string{"active"}, w.texts("select distinct status from reservations"))
+		})
+	}
+}
+
+func TestTheBrakeSaysWhatItHoldsBack(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	for range 10 {
+		w.active(c, nil)
+	}
+	braked := func(o *Options) { o.BrakePercent, o.BrakeMin = 20, 5 }
+	clear(c.pods)
+	w.within(c, braked)
+	w.ageAbsences(5 * time.Minute)
+	r := w.within(c, braked)
+	require.True(t, r.Brake.Engaged())
+	require.Equal(t, 10, r.Counts["missingHeldBack"])
+}
+
+func TestWhatIsYoungOrElsewhereIsNotMissing(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.insert(row{"launched_at": ago(9 * time.Minute)}, row{"launched_at": "null"}, row{"namespace": quote("Not A Namespace")},
+		row{"pod_name": quote("Not A Pod")})
+	elsewhere := w.insert(row{"namespace": "'default'"})[0]
+	c.add(pod.Pod{Name: "gpu-dev-" + elsewhere[:8], Namespace: "default"})
+	for range 2 {
+		w.within(c)
+		w.ageAbsences(5 * time.Minute)
+	}
+	require.Equal(t, []string{"active"}, w.texts("select distinct status from reservations"))
+	require.Zero(t, c.gets)
+}
+
+func TestADeadPodFailsItsReservationWithTheKubeletsReason(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	id, name := w.active(c, row{"is_multinode": "true"})
+	other, _ := w.active(c, row{"is_multinode": "true", "master_reservation_id": quote(id)})
+	p := c.pods[podKey{"gpu-dev", name}]
+	p.Phase, p.Reason, p.Message = pod.Failed, "Evicted", "The node was low on resource: memory."
+	c.add(p)
+	r := w.within(c)
+	require.Equal(t, 1, r.Counts["deadFailed"])
+	require.Equal(t, "failed", w.status(id))
+	require.Contains(t, w.text("select failure_reason from reservations where reservation_id = $1", id), "Evicted: The node was low on resource: memory.")
+	require.Equal(t, "active", w.status(other), "the other nodes of its set go on")
+	require.Contains(t, w.followUps(), "cleanup "+id+" due")
+}
+
+func TestAPodThatMayBeAnothersFailsNobody(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	older := w.insert(nil)[0]
+	c.add(pod.Pod{Name: "gpu-dev-" + older[:8], Created: time.Now().Add(-9 * time.Hour), Phase: pod.Failed})
+	w.insert(row{"pod_name": "'gpu-dev-shared'"}, row{"pod_name": "'gpu-dev-shared'"})
+	c.add(pod.Pod{Name: "gpu-dev-shared", Phase: pod.Failed})
+	w.within(c)
+	require.Equal(t, []string{"active"}, w.texts("select distinct status from reservations"))
+	require.Empty(t, w.texts("select uid from expiry.pods"))
+}
+
+func oomKilled(containerID string, at time.Time) *pod.Termination {
+	return &pod.Termination{ContainerID: containerID, Reason: "OOMKilled", ExitCode: 137, FinishedAt: at}
+}
+
+func TestEachOutOfMemoryKillIsCountedOnce(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	id, name := w.active(c, nil)
+	p := c.pods[podKey{"gpu-dev", name}]
+	at := time.Now().Add(-time.Hour).Truncate(time.Second)
+	p.Containers = []pod.Container{{Name: "gpu-dev", Kind: pod.App, ID: "containerd://b", Running: true, Restarts: 1, Last: oomKilled("containerd://a", at)}}
+	c.add(p)
+	require.Equal(t, 1, w.within(c).Counts["oomKills"])
+	require.Zero(t, w.within(c).Counts["oomKills"])
+
+	p.Containers[0].Last = oomKilled("containerd://b", at.Add(time.Minute))
+	c.add(p)
+	require.Equal(t, 1, w.within(c).Counts["oomKills"])
+	require.Equal(t, "2 gpu-dev", w.text("select oom_count || ' ' || oom_container from reservations where reservation_id = $1", id))
+	require.Equal(t, "active", w.status(id), "a container that restarts is not dead")
+	require.Equal(t, []string{"1", "2"}, w.texts("select sequence::text from expiry.facts where type = $1 order by 1", event.ReservationOOMKilled))
+	require.Equal(t, []string{"2"}, w.texts("select count(*)::text from expiry.follow_ups where kind = 'notice' and state = 'due'"))
+}
+
+func TestAKillWithoutATimeIsCountedOnceToo(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	_, name := w.active(c, nil)
+	p := c.pods[podKey{"gpu-dev", name}]
+	p.Containers = []pod.Container{{Name: "side", Kind: pod.App, Current: &pod.Termination{Reason: "OOMKilled"}}}
+	c.add(p)
+	require.Equal(t, 1, w.within(c).Counts["oomKills"])
+	require.Zero(t, w.within(c).Counts["oomKills"])
+}
+
+func TestAVanishedSpotServerTellsWhetherEC2TookIt(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		instance *disk.Instance
+		want     string
+	}{
+		"reclaimed": {&disk.Instance{ID: "i-0123456789abcdef0", State: disk.InstanceTerminated, Spot: true, StateReason: "Server.SpotInstanceTermination"}, "EC2 reclaimed its spot instance i-0123456789abcdef0"},
+		"ended":     {&disk.Instance{ID: "i-0123456789abcdef0", State: disk.InstanceTerminated, Spot: true, StateReason: "Client.UserInitiatedShutdown"}, "is terminated, not reclaimed by EC2"},
+		"forgotten": {nil, "is unknown"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, c := newWorld(t), newCluster()
+			id, podName := w.active(c, row{"gpu_type": "'h100-spot'"})
+			p := c.pods[podKey{"gpu-dev", podName}]
+			p.Node = "node-1"
+			c.add(p)
+			c.nodes["node-1"] = pod.Node{Name: "node-1", InstanceID: "i-0123456789abcdef0"}
+			if test.instance != nil {
+				c.reclaimed["i-0123456789abcdef0"] = *test.instance
+			}
+			w.within(c)
+			clear(c.pods)
+			clear(c.nodes)
+			w.within(c)
+			w.ageAbsences(5 * time.Minute)
+			w.within(c)
+			require.Contains(t, w.text("select failure_reason from reservations where reservation_id = $1", id), test.want)
+			require.Equal(t, "expired", w.status(id))
+		})
+	}
+}
+
+func TestAPodIsKnownByItsUIDFromFirstSight(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	id, name := w.active(c, nil)
+	w.within(c)
+	require.Equal(t, []string{id + " uid-" + name}, w.texts("select reservation_id || ' ' || uid from expiry.pods"))
+	require.Equal(t, "cluster-1", w.text("select uid from expiry.cluster"))
+}
+
+func TestDirectGETsAreBounded(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.insertMany(confirmationsMost*3, "lost", "active", ahead(time.Hour))
+	w.exec("update reservations set pod_name = 'gpu-dev-' || reservation_id")
+	w.within(c)
+	require.LessOrEqual(t, c.gets, 2*confirmationsMost, "two namespaces each")
+}
