@@ -18,13 +18,22 @@ func TestAListingsKeyReadsLikeItsNames(t *testing.T) {
 		"_/_/_":                          {"", "", ""},
 		"%2E%2E/%2E/%5F":                 {"..", ".", "_"},
 		"a%2Fb/%C3%A9/..x":               {"a/b", "é", "..x"},
+		"azAZ09@._-/x/x":                 {"azAZ09@._-", "x", "x"},
 		"a%2Bb@x/%25/%20":                {"a+b@x", "%", " "},
 	} {
 		require.Equal(t, want, disk.ListingKey(disk.Key{User: in[0], Name: in[1]}, in[2]))
 	}
 	sixty := strings.Repeat("x", 60)
 	require.Equal(t, "u/d/"+sixty, disk.ListingKey(disk.Key{User: "u", Name: "d"}, sixty))
-	require.Regexp(t, "^u/d/x{43}~[0-9a-f]{16}$", disk.ListingKey(disk.Key{User: "u", Name: "d"}, sixty+"x"))
+	for name, want := range map[string]string{
+		sixty + "x":                           "x{43}",
+		sixty[:40] + strings.Repeat("é", 5):   "x{40}%C3",
+		sixty[:41] + strings.Repeat("é", 5):   "x{41}", // not half an escape
+		sixty[:42] + strings.Repeat("é", 5):   "x{42}",
+		sixty[:37] + strings.Repeat("é", 500): "x{37}%C3%A9",
+	} {
+		require.Regexp(t, "^u/d/"+want+"~[0-9a-f]{16}$", disk.ListingKey(disk.Key{User: "u", Name: "d"}, name))
+	}
 }
 
 var safeKey = regexp.MustCompile(`^(?:[A-Za-z0-9@._~-]|%[0-9A-F]{2}){1,60}(?:/(?:[A-Za-z0-9@._~-]|%[0-9A-F]{2}){1,60}){2}$`)
