@@ -121,7 +121,7 @@ type World struct {
 type Options struct {
 	Domain   string        // DOMAIN_NAME, under which the records are
 	Patience time.Duration // how long one delivery waits for the world; 0: 1 minute
-	Interval time.Duration // between two looks; 0: 1 s
+	Interval time.Duration // between two looks; 0: half a second, in which a kubelet unmounts no volume
 	Now      func() time.Time
 	Sleep    func(ctx context.Context, d time.Duration) error // nil: a timer
 	Log      *slog.Logger                                     // nil: slog.Default
@@ -137,7 +137,7 @@ type Action struct {
 // New returns an Action.
 func New(w World, o Options) *Action {
 	o.Patience = cmp.Or(o.Patience, time.Minute)
-	o.Interval = cmp.Or(o.Interval, time.Second)
+	o.Interval = cmp.Or(o.Interval, time.Second/2)
 	if o.Now == nil {
 		o.Now = time.Now
 	}

@@ -22,6 +22,8 @@ const (
 	overdue = 5 * time.Minute
 	// podPause lies between two deliveries that wait for a pod.
 	podPause = 10 * time.Second
+	// keepBudget is what a delivery must have left for the disk: one call, its answer recorded.
+	keepBudget = 25 * time.Second
 )
 
 // retain sees to it that no reclaim policy takes the volume along with the pod's claims. While it fails the pod stays.
@@ -147,7 +149,7 @@ func (a *Action) endPod(ctx context.Context, d *delivery) (result, error) {
 		}
 	}
 	last, forced := *p, ""
-	gone, err := a.until(ctx, func(ctx context.Context) (bool, error) {
+	gone, err := a.until(ctx, a.opts.Interval, func(ctx context.Context) (bool, error) {
 		now, err := a.Cluster.GetPod(ctx, p.Namespace, p.Name)
 		if fault.Is(err, fault.Gone) || err == nil && now.UID != p.UID {
 			return true, nil
@@ -257,6 +259,9 @@ func (a *Action) keepDisk(ctx context.Context, d *delivery) (result, error) {
 	}
 	if err := a.nameDisk(ctx, d); err != nil {
 		return result{}, err
+	}
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < keepBudget {
+		return waiting(time.Second, "too little of the delivery is left for the disk")
 	}
 	kept, err := a.Disk.Keep(ctx, d.record)
 	switch {

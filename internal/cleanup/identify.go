@@ -67,9 +67,8 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	return result{outcome: outcome, detail: detail, recorded: true}, a.reload(ctx, d)
 }
 
-// ownPod returns the reservation's pod, nil where the API server says in each namespace that it has none, or has one
-// that is somebody else's; why is for people. Where it cannot be told whose the pod is, that is an error: nothing
-// about it is gone then, and nothing may be taken away.
+// ownPod returns the reservation's pod, nil where the API server says in each namespace that it has none, or one that
+// is somebody else's; why is for people.
 func (a *Action) ownPod(ctx context.Context, d *delivery) (own *pod.Pod, why string, err error) {
 	if d.pod != nil {
 		return d.pod, "", nil
@@ -89,27 +88,32 @@ func (a *Action) ownPod(ctx context.Context, d *delivery) (own *pod.Pod, why str
 		if err != nil {
 			return nil, "", err
 		}
-		ours, reason, err := a.ownerOf(ctx, c, pod.Object{Namespace: p.Namespace, PodName: p.Name, UID: p.UID, Created: p.Created})
+		owner, reason, err := a.ownerOf(ctx, c, pod.Object{Namespace: p.Namespace, PodName: p.Name, UID: p.UID, Created: p.Created})
 		if err != nil {
 			return nil, "", err
 		}
 		why = fmt.Sprintf("pod %s/%s: %s", namespace, name, reason)
-		if ours {
+		switch owner {
+		case pod.Belongs:
 			d.pod = &p
 			return &p, why, nil
+		case pod.UnknownOwner:
+			if err := a.mayHoldDisk(ctx, c, p); err != nil {
+				return nil, "", fault.Errorf(fault.Conflict, "cannot tell whose %s; %w", why, err)
+			}
 		}
 	}
 	return nil, why, nil
 }
 
 // ownerOf decides, by what the rows say at this moment, whether a pod is the reservation's own.
-func (a *Action) ownerOf(ctx context.Context, c postgres.CleanupRecord, o pod.Object) (ours bool, why string, err error) {
+func (a *Action) ownerOf(ctx context.Context, c postgres.CleanupRecord, o pod.Object) (pod.Verdict, string, error) {
 	rows, err := a.Store.Ownership(ctx, c.ReservationID, o.PodName)
 	if err != nil {
-		return false, "", err
+		return pod.UnknownOwner, "", err
 	}
 	if !rows.Over {
-		return false, "", fault.Errorf(fault.Conflict, "reservation %s is live again", c.ReservationID)
+		return pod.UnknownOwner, "", fault.Errorf(fault.Conflict, "reservation %s is live again", c.ReservationID)
 	}
 	life := pod.Ended{PodName: o.PodName, Namespace: c.RowNamespace, Start: c.Started, End: c.Ended, UID: c.PodUID, NameIsLive: rows.NameIsLive}
 	switch {
@@ -120,16 +124,30 @@ func (a *Action) ownerOf(ctx context.Context, c postgres.CleanupRecord, o pod.Ob
 	}
 	verdict, why := pod.BelongsTo(o, life)
 	if verdict == pod.NotOurs && rows.NameIsLive {
-		// A live reservation's name keeps the pod, but does not prove that the ended one's is gone.
+		// A live reservation's name protects the pod, but does not prove that the ended one's is gone.
 		life.NameIsLive = false
 		if other, reason := pod.BelongsTo(o, life); other != pod.NotOurs {
-			return false, "", fault.Errorf(fault.Conflict, "pod %s/%s may be the reservation's (%s), but %s", o.Namespace, o.PodName, reason, why)
+			return pod.UnknownOwner, why + ", but " + reason, nil
 		}
 	}
-	if verdict == pod.UnknownOwner {
-		return false, "", fault.Errorf(fault.Conflict, "cannot tell whose pod %s/%s is: %s", o.Namespace, o.PodName, why)
+	return verdict, why, nil
+}
+
+// mayHoldDisk is an error where a pod of which nobody can tell whose it is has the reservation's volume, or any while
+// that is not known: it would go on writing. Without it such a pod is left alone and nothing waits for it.
+func (a *Action) mayHoldDisk(ctx context.Context, c postgres.CleanupRecord, p pod.Pod) error {
+	volumes, err := a.volumesOf(ctx, p)
+	if err != nil {
+		return err
 	}
-	return verdict == pod.Belongs, why, nil
+	ids := slices.Clone(p.VolumeIDs)
+	for _, v := range volumes {
+		ids = append(ids, v.VolumeID)
+	}
+	if c.VolumeID != "" && slices.Contains(ids, c.VolumeID) || c.VolumeID == "" && len(ids) > 0 {
+		return fmt.Errorf("it has %s", strings.Join(ids, ", "))
+	}
+	return nil
 }
 
 // instanceOf returns the EC2 instance of a node, empty where there is none to be known.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -51,11 +52,14 @@ func (a *Action) records(ctx context.Context, d *delivery) (result, error) {
 	return finished(outcome, strings.Join(said, "; "))
 }
 
+// groupPause lies between two tries to delete a target group.
+const groupPause = 2 * time.Second
+
 // loadBalancer deletes the rule and then the target group, which counts as in use for some seconds after the rule is
 // gone, and the row that names them.
 func (a *Action) loadBalancer(ctx context.Context, d *delivery) (result, error) {
 	found, inUse := false, error(nil)
-	over, err := a.until(ctx, func(ctx context.Context) (bool, error) {
+	over, err := a.until(ctx, groupPause, func(ctx context.Context) (bool, error) {
 		inUse = nil
 		var err error
 		found, err = a.Store.RemoveLoadBalancer(ctx, d.id, func(ctx context.Context, lb postgres.LoadBalancer) error {

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
@@ -64,6 +65,20 @@ func TestAPodOfWhichNobodyKnowsWhoseItIsStays(t *testing.T) {
 	w.exec(t, "insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ('uid-1', $1, 'gpu-dev', $2, now())", id, podName)
 	w.deliver(t.Context(), t)
 	require.NotContains(t, keys(w.pods), podKey)
+}
+
+func TestAPodOfWhichNobodyKnowsWhoseItIsHoldsNothingUpWithoutTheDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	p := w.pod("uid-1")
+	p.Claims, p.Created = nil, time.Now().Add(-90*time.Second) // after the end, within the clocks' tolerance
+	w.pods[podKey] = p
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	require.Contains(t, keys(w.pods), podKey)
+	require.Contains(t, w.step(t, postgres.StepPod), "within the clocks' tolerance")
 }
 
 func TestInAnotherClusterNothingIsGone(t *testing.T) {
@@ -251,10 +266,13 @@ func TestASettledCleanupIsReopenedForAPodThatIsStillThere(t *testing.T) {
 	w.exec(t, "delete from expiry.pods")
 	w.pods[podKey] = w.pod("uid-late")
 
-	reopened, err := w.db.ReopenCleanup(t.Context(), id, "pod still there")
+	lease, _, begun, err := w.db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
+	require.NoError(t, err)
+	require.True(t, begun)
+	reopened, err := w.db.CleanUpAgain(t.Context(), lease, id, "pod still there")
 	require.NoError(t, err)
 	require.True(t, reopened)
-	again, err := w.db.ReopenCleanup(t.Context(), id, "pod still there")
+	again, err := w.db.CleanUpAgain(t.Context(), lease, id, "pod still there")
 	require.NoError(t, err)
 	require.False(t, again)
 	w.calls = nil
@@ -264,7 +282,7 @@ func TestASettledCleanupIsReopenedForAPodThatIsStillThere(t *testing.T) {
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
 
 	w.exec(t, "update reservations set status = 'active'")
-	reopened, err = w.db.ReopenCleanup(t.Context(), id, "pod there")
+	reopened, err = w.db.CleanUpAgain(t.Context(), lease, id, "pod there")
 	require.NoError(t, err)
 	require.False(t, reopened, "a live reservation's pod belongs there")
 }

@@ -165,9 +165,9 @@ func (a *Action) recordFailure(ctx context.Context, d *delivery, s step, cause e
 // spare is how much of a delivery's time is left for what follows a wait: a last look, and recording it.
 const spare = 15 * time.Second
 
-// until looks again and again, for as long as a delivery may wait, until look says true. An error of look is its
+// until looks again at each interval, for as long as a delivery may wait, until look says true. An error of look is its
 // result only if the last look failed too: what fails for a moment is looked at again.
-func (a *Action) until(ctx context.Context, look func(context.Context) (bool, error)) (bool, error) {
+func (a *Action) until(ctx context.Context, interval time.Duration, look func(context.Context) (bool, error)) (bool, error) {
 	patience := a.opts.Patience
 	if deadline, ok := ctx.Deadline(); ok {
 		patience = min(patience, time.Until(deadline)-spare)
@@ -175,10 +175,10 @@ func (a *Action) until(ctx context.Context, look func(context.Context) (bool, er
 	end := a.opts.Now().Add(patience)
 	for {
 		ok, err := look(ctx)
-		if ok || ctx.Err() != nil || !a.opts.Now().Add(a.opts.Interval).Before(end) {
+		if ok || ctx.Err() != nil || !a.opts.Now().Add(interval).Before(end) {
 			return ok, cmp.Or(err, ctx.Err())
 		}
-		if sleepErr := a.opts.Sleep(ctx, a.opts.Interval); sleepErr != nil {
+		if sleepErr := a.opts.Sleep(ctx, interval); sleepErr != nil {
 			return false, cmp.Or(err, sleepErr)
 		}
 	}
