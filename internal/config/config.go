@@ -108,6 +108,12 @@ type Log struct {
 	Format string `env:"LOG_FORMAT" envDefault:"json"` // json or text
 }
 
+// Outlook is what looking at the state and ahead needs: only the database's variables are required.
+type Outlook struct {
+	Postgres Postgres
+	Rules    Rules
+}
+
 // Replay is what sending a dead letter again needs.
 type Replay struct {
 	Postgres Postgres

@@ -43,6 +43,15 @@ func LoadPostgres(environ []string) (Postgres, error) {
 	return c, p.err()
 }
 
+// LoadOutlook reads where the database is and the rules by which reservations are judged.
+func LoadOutlook(environ []string) (Outlook, error) {
+	var c Outlook
+	p := parse(environ, &c.Postgres, &c.Rules)
+	c.Postgres.check(p)
+	c.Rules.check(p)
+	return c, p.err()
+}
+
 // LoadReplay reads where the database is and where events go.
 func LoadReplay(environ []string) (Replay, error) {
 	var c Replay

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -27,17 +28,19 @@ const (
 	uniqueViolation = "23505"
 )
 
-// Migrate creates or upgrades schema expiry and nothing else. It is idempotent.
-func Migrate(ctx context.Context, url string) error {
-	return migrate(ctx, url, "expiry", expiryVersions)
+// Migrate creates or upgrades schema expiry and nothing else, and calls done for each migration that it applied. It is
+// idempotent.
+func Migrate(ctx context.Context, url string, done ...func(file string, took time.Duration)) error {
+	return migrate(ctx, url, "expiry", expiryVersions, done)
 }
 
-// MigratePlatformTables creates the platform's tables where they are absent, for demos and tests. It is idempotent.
-func MigratePlatformTables(ctx context.Context, url string) error {
-	return migrate(ctx, url, "platform", platformVersions)
+// MigratePlatformTables creates the platform's tables where they are absent, for demos and tests, and calls done for
+// each migration that it applied. It is idempotent.
+func MigratePlatformTables(ctx context.Context, url string, done ...func(file string, took time.Duration)) error {
+	return migrate(ctx, url, "platform", platformVersions, done)
 }
 
-func migrate(ctx context.Context, url, folder, versions string) error {
+func migrate(ctx context.Context, url, folder, versions string, done []func(string, time.Duration)) error {
 	config, err := connConfig(url)
 	if err != nil {
 		return err
@@ -52,8 +55,14 @@ func migrate(ctx context.Context, url, folder, versions string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := provider.Up(ctx); err != nil {
+	applied, err := provider.Up(ctx)
+	if err != nil {
 		return fmt.Errorf("migrate %s: %w", folder, err)
+	}
+	for _, a := range applied {
+		for _, tell := range done {
+			tell(path.Base(a.Source.Path), a.Duration)
+		}
 	}
 	return nil
 }

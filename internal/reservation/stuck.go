@@ -28,6 +28,16 @@ type Ending struct {
 // never too early: updated_at moves with every write, launched_at is set at the end of preparing, if at all, and stays
 // when a reservation goes back into the queue. A newest date in the future or at infinity postpones the end, too.
 func Stuck(r Reservation, now time.Time) (ending Ending, stuck bool, anomaly Anomaly) {
+	ending, at, anomaly := StuckFrom(r, now)
+	if at.IsZero() || !at.Before(now) {
+		return Ending{}, false, anomaly
+	}
+	return ending, true, NoAnomaly
+}
+
+// StuckFrom returns how a reservation ends that stays in its present state, and the moment after which it counts as
+// stuck in it: zero for a status in which nothing gets stuck, and where the anomaly is StateAgeUnknown.
+func StuckFrom(r Reservation, now time.Time) (ending Ending, at time.Time, anomaly Anomaly) {
 	var limit time.Duration
 	switch r.Status {
 	case Preparing:
@@ -35,19 +45,16 @@ func Stuck(r Reservation, now time.Time) (ending Ending, stuck bool, anomaly Ano
 	case Queued, Pending:
 		limit, ending.Status = WaitingLimit, Cancelled
 	default:
-		return Ending{}, false, NoAnomaly
+		return Ending{}, time.Time{}, NoAnomaly
 	}
 	since, source := enteredState(r, now)
 	if since.shape != finite || absurd(since) {
-		return Ending{}, false, StateAgeUnknown
+		return Ending{}, time.Time{}, StateAgeUnknown
 	}
 	ending.Since = since.at
-	if !since.at.Add(limit).Before(now) {
-		return Ending{}, false, NoAnomaly
-	}
 	ending.Reason = fmt.Sprintf("%s for over %s: since %s by %s",
 		r.Status, hours(limit), since.at.Format("2006-01-02 15:04:05 UTC"), source)
-	return ending, true, NoAnomaly
+	return ending, since.at.Add(limit), NoAnomaly
 }
 
 func enteredState(r Reservation, now time.Time) (since Instant, source string) {
