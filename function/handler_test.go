@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -277,4 +279,32 @@ func TestWhatOnlyDelaysOthersDoesNotSpoilTheAnswer(t *testing.T) {
 	}
 	d.due = func() error { return nil }
 	require.Equal(t, http.StatusAccepted, d.post(t, "/", binary(event.Ping), "").StatusCode, "another sweep has taken over")
+}
+
+func FuzzWhatASenderMaySend(f *testing.F) {
+	f.Add("application/json", "1.0", event.CleanupRequested, "1", []byte(`{"reservationId":"r1"}`))
+	f.Add("application/cloudevents+json", "", "", "", []byte(`{"specversion":"1.0","id":"1","source":"//t","type":"`+event.SweepRequested+`","data":{"dryRun":true}}`))
+	f.Add("application/cloudevents+json", "", "", "", []byte(`{"specversion":"0.3","id":"1","datacontentencoding":1,"type":"t"}`))
+	f.Add("application/cloudevents-batch+json", "", "", "", []byte(`[]`))
+	f.Add("text/plain", "1.0", event.WarningRequested, "", []byte(`{"reservationId":"r","deadline":"2026-03-01T12:30:00Z","levelMinutes":5}`))
+	d := &desk{sweep: func(context.Context, string, event.SweepRequest) (sweep.Result, error) { return sweep.Result{}, nil }, run: absent,
+		ensure: func(string) (bool, error) { return false, nil }, letter: func(postgres.DeadLetter) (int64, error) { return 1, nil },
+		drain: func() error { return nil }, due: func() error { return nil }}
+	d.handler = newHandlerOf(d)
+	routes := d.routes()
+	f.Fuzz(func(t *testing.T, contentType, version, eventType, name string, body []byte) {
+		for _, path := range []string{"/", "/dead-letter"} {
+			request := httptest.NewRequest(http.MethodPost, path, bytes.NewReader(body))
+			for header, value := range map[string]string{
+				"Content-Type": contentType, "Ce-Specversion": version, "Ce-Type": eventType, "Ce-Id": name, "Ce-Source": "//t", "Ce-" + name: "x",
+			} {
+				if value != "" {
+					request.Header[header] = []string{value}
+				}
+			}
+			answer := httptest.NewRecorder()
+			routes.ServeHTTP(answer, request)
+			require.Less(t, answer.Code, 500, answer.Body)
+		}
+	})
 }

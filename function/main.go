@@ -52,7 +52,7 @@ func run(ctx context.Context, environ []string) error {
 	}
 	return newServer(parts{
 		delivery: cfg.Delivery, db: db,
-		sweeper: sweep.New(db, sweep.Options{
+		sweeper: sweep.New(db, sweep.Outside{}, sweep.Options{
 			Grace: cfg.Rules.Grace(), WarningMinutes: cfg.Rules.WarningMinutes, BrakePercent: cfg.Rules.BrakePercent,
 			BrakeMin: cfg.Rules.BrakeMin, Timeout: cfg.Rules.SweepTimeout, Log: log,
 		}),

@@ -11,9 +11,7 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/config"
 	"gpudev.internal/reservation-expiry/internal/dispatch"
-	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
-	"gpudev.internal/reservation-expiry/internal/instrument"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
@@ -25,11 +23,12 @@ const (
 	// cutOffAfter is for sends to other instances of the service, which have no reason to hurry.
 	cutOffAfter = 17 * time.Second
 
-	// selfTimeout outlasts a follow-up, which answers when it is done.
-	selfTimeout = 110 * time.Second
 	// sinkBudget bounds the sending of what a delivery made due. What does not fit is sent by a later one.
 	sinkBudget = 20 * time.Second
 )
+
+// errNoSink is for Knative, where the service must not be its own sink: it would be scaled away under its work.
+var errNoSink = &unavailable{reason: "K_SERVICE is set and K_SINK is not: bind the service to a sink (SinkBinding)"}
 
 // server takes deliveries, and where there is no sink makes them too.
 type server struct {
@@ -52,47 +51,36 @@ type parts struct {
 }
 
 func newServer(p parts) *server {
-	transport := dispatch.NewTransport()
-	sender := func(target string, timeout time.Duration, tries uint) dispatch.Sender {
-		return dispatch.NewHTTPSender(target, dispatch.SenderOptions{
-			Transport: instrument.HTTP(p.telemetry, transport), Timeout: timeout, Tries: tries,
-		})
-	}
-	build := event.Builder{Extensions: p.delivery.Overrides}
-	options := dispatch.Options{Grace: cutOffAfter, Log: p.log}
-
-	s := &server{transport: transport, log: p.log, finishWithin: finishWithin, handBackWithin: handBackWithin}
+	out := newOutgoing(p.delivery, p.telemetry)
+	s := &server{transport: out.transport, log: p.log, finishWithin: finishWithin, handBackWithin: handBackWithin}
+	dispatcher := dispatch.New(p.db, out.build, out.followUps, dispatch.Options{Grace: cutOffAfter, Log: p.log})
 	var sendDue func(context.Context) error
-	if p.delivery.Sink != "" {
-		toSink := dispatch.New(p.db, build, sender(p.delivery.Sink, 0, 0), options)
+	switch {
+	case p.delivery.SinkMissing():
+		sendDue = func(context.Context) error { return errNoSink }
+	case p.delivery.Sink != "":
 		sendDue = func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, sinkBudget)
 			defer cancel()
-			_, err := toSink.SendDue(ctx)
+			_, err := dispatcher.SendDue(ctx)
 			return err
 		}
-	} else {
-		s.dispatcher = dispatch.New(p.db, build, sender(p.delivery.Self(), selfTimeout, 1), options)
+	default:
+		s.dispatcher = dispatcher
 		sendDue = func(context.Context) error {
-			s.dispatcher.Wake()
+			dispatcher.Wake()
 			return nil
 		}
-	}
-	var others dispatch.Sender // nil: facts stay recorded, they never go to the service itself
-	if p.delivery.FactsSink != "" {
-		others = sender(p.delivery.FactsSink, 0, 0)
-	} else if p.delivery.Sink != "" {
-		others = sender(p.delivery.Sink, 0, 0)
 	}
 	s.handler = &handler{
 		sweeper:   p.sweeper,
 		followUps: followup.NewRunner(p.db, p.actions, followup.Options{Log: p.log}),
 		store:     p.db,
-		announcer: dispatch.NewAnnouncer(p.db, build, others, dispatch.AnnouncerOptions{Log: p.log}),
+		announcer: dispatch.NewAnnouncer(p.db, out.build, out.facts, dispatch.AnnouncerOptions{Log: p.log}),
 		sendDue:   sendDue,
 		ready: func(ctx context.Context) error {
 			if p.delivery.SinkMissing() {
-				return &unavailable{reason: "K_SERVICE is set and K_SINK is not: bind the service to a sink (SinkBinding)"}
+				return errNoSink
 			}
 			return p.db.CheckSchema(ctx)
 		},

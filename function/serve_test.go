@@ -208,6 +208,8 @@ func TestReadyzLooksAtTheSchemaAndTheSink(t *testing.T) {
 	s = serveSite(t, stacktest.Database(t), config.Delivery{Service: "expiry"}, plays{})
 	response = s.send(t, http.MethodGet, "/readyz", "", nil)
 	requireRefusal(t, response, text(t, response), "K_SINK")
+	require.Nil(t, s.dispatcher, "Knative would scale it away under work that it sends itself")
+	require.Equal(t, http.StatusServiceUnavailable, s.post(t, "/", binary(event.Ping), "").StatusCode)
 
 	s = serveSite(t, "postgres://nobody:hunter2@127.0.0.1:1/none", config.Delivery{}, plays{})
 	response = s.send(t, http.MethodGet, "/readyz", "", nil)

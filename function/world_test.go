@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
@@ -19,8 +18,6 @@ import (
 	"gpudev.internal/reservation-expiry/internal/sweep"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var quiet = slog.New(slog.DiscardHandler)
 
@@ -87,16 +84,20 @@ func newDesk(t *testing.T) *desk {
 		drain:   func() error { return nil },
 		isReady: func() error { return nil },
 	}
-	d.handler = &handler{
+	d.handler = newHandlerOf(d)
+	server := httptest.NewServer(d.routes())
+	t.Cleanup(server.Close)
+	d.url = server.URL
+	return d
+}
+
+func newHandlerOf(d *desk) *handler {
+	return &handler{
 		sweeper: d, followUps: d, store: d, announcer: d,
 		sendDue:   func(context.Context) error { d.called("send"); return d.due() },
 		ready:     func(context.Context) error { return d.isReady() },
 		telemetry: telemetry.Disabled(), log: quiet, slots: newSlots(), readWithin: bodyWithin,
 	}
-	server := httptest.NewServer(d.routes())
-	t.Cleanup(server.Close)
-	d.url = server.URL
-	return d
 }
 
 // post sends a request as a broker might; headers are given as "Name: value" lines.

@@ -90,14 +90,14 @@ func requestFollowUps(ctx context.Context, tx pgx.Tx, all []FollowUp) error {
 }
 
 // DispatchDue picks follow-ups that are due, are not being worked on and have not been asked for within askAgain, and
-// raises their dispatch number. The oldest come first.
+// raises their dispatch number. What speaks to users comes first, since it is quick and soon too late; then the oldest.
 func (db *DB) DispatchDue(ctx context.Context, limit int, askAgain time.Duration) ([]FollowUp, error) {
 	picked, err := query(ctx, db, scanFollowUp, `
 		with picked as (
 		    select kind as picked_kind, key as picked_key from expiry.follow_ups
 		    where state = 'due' and due_at <= clock_timestamp() and ask_again_at <= clock_timestamp()
 		      and (lease_expires_at is null or lease_expires_at <= clock_timestamp())
-		    order by due_at
+		    order by kind not in ('warning', 'notice'), due_at
 		    limit $1
 		    for update skip locked
 		)

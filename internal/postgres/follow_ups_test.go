@@ -280,6 +280,20 @@ func TestDispatch(t *testing.T) {
 	})
 }
 
+func TestWarningsAreDispatchedBeforeWhatTakesLong(t *testing.T) {
+	t.Parallel()
+	db := open(t, stacktest.Database(t))
+	request(t, db, cleanupOf("r1"))
+	request(t, db, cleanupOf("r2"))
+	request(t, db, postgres.FollowUp{Kind: postgres.Warning, Key: "r3/1/5", ReservationID: "r3", Subject: "r3"})
+	for _, want := range []string{"r3/1/5", "r1", "r2"} {
+		picked, err := db.DispatchDue(t.Context(), 1, live)
+		require.NoError(t, err)
+		require.Len(t, picked, 1)
+		require.Equal(t, want, picked[0].Key)
+	}
+}
+
 // row is the model of one follow-up: what the callers were promised, in as few words as possible. Times are either
 // past or far.
 type row struct {

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"net/http"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/config"
+	"gpudev.internal/reservation-expiry/internal/dispatch"
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/instrument"
+)
+
+// selfTimeout outlasts a follow-up, which answers when it is done.
+const selfTimeout = 110 * time.Second
+
+// outgoing is where events go.
+type outgoing struct {
+	build event.Builder
+	// followUps brings them to the sink, or back to this service where there is none.
+	followUps dispatch.Sender
+	// facts brings them to others; nil where they stay recorded, for the service never receives its own.
+	facts     dispatch.Sender
+	transport *http.Transport
+}
+
+func newOutgoing(d config.Delivery, providers instrument.Providers) outgoing {
+	transport := dispatch.NewTransport()
+	to := func(target string, options dispatch.SenderOptions) dispatch.Sender {
+		options.Transport = instrument.HTTP(providers, transport)
+		return dispatch.NewHTTPSender(target, options)
+	}
+	out := outgoing{build: event.Builder{Extensions: d.Overrides}, transport: transport}
+	if d.Sink != "" {
+		out.followUps = to(d.Sink, dispatch.SenderOptions{})
+		out.facts = out.followUps
+	} else {
+		out.followUps = to(d.Self(), dispatch.SenderOptions{Timeout: selfTimeout, Tries: 1})
+	}
+	if d.FactsSink != "" {
+		out.facts = to(d.FactsSink, dispatch.SenderOptions{})
+	}
+	return out
+}

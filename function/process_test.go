@@ -1,0 +1,140 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
+)
+
+// asCommand makes this test binary be the command itself, so that tests can start it as a process and kill it.
+const asCommand = "TEST_BINARY_IS_RESERVATION_EXPIRY"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asCommand) != "" {
+		main()
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// process is the command, serving in a process of its own.
+type process struct {
+	*desk // for post
+
+	cmd    *exec.Cmd
+	log    *bytes.Buffer
+	exited chan error
+}
+
+func startProcess(t *testing.T, database string, more ...string) *process {
+	t.Helper()
+	db, err := url.Parse(database)
+	require.NoError(t, err)
+	password, _ := db.User.Password()
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	port := listener.Addr().(*net.TCPAddr).Port
+	require.NoError(t, listener.Close())
+
+	p := &process{log: &bytes.Buffer{}, exited: make(chan error, 1), desk: &desk{url: "http://127.0.0.1:" + strconv.Itoa(port)}}
+	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])
+	p.cmd.Env = append([]string{
+		asCommand + "=1", "PORT=" + strconv.Itoa(port), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", "PATH=" + os.Getenv("PATH"),
+		"POSTGRES_HOST=" + db.Hostname(), "POSTGRES_PORT=" + db.Port(), "POSTGRES_USER=" + db.User.Username(),
+		"POSTGRES_PASSWORD=" + password, "POSTGRES_DB=" + db.Path[1:],
+	}, more...)
+	p.cmd.Stderr, p.cmd.Stdout = p.log, p.log
+	require.NoError(t, p.cmd.Start())
+	go func() { p.exited <- p.cmd.Wait() }()
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill()
+		<-p.exited
+		if t.Failed() {
+			t.Log(p.log.String())
+		}
+	})
+	require.Eventually(t, func() bool { return p.get(t, "/readyz") == http.StatusOK }, 20*time.Second, 20*time.Millisecond)
+	return p
+}
+
+// get returns the status of a GET, 0 where nobody answers.
+func (p *process) get(t *testing.T, path string) int {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url+path, nil)
+	require.NoError(t, err)
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0
+	}
+	_ = response.Body.Close()
+	return response.StatusCode
+}
+
+func TestSIGTERMLetsATickFinishAndTakesNoMore(t *testing.T) {
+	t.Parallel()
+	database := stacktest.Database(t)
+	p := startProcess(t, database)
+
+	// The tick waits for this lock.
+	conn, err := pgx.Connect(t.Context(), database)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	lock, err := conn.Begin(t.Context())
+	require.NoError(t, err)
+	_, err = lock.Exec(t.Context(), "select from expiry.sweep_lease for update")
+	require.NoError(t, err)
+
+	answered := make(chan int, 1)
+	go func() { answered <- p.post(t, "/", binary(event.Ping), "").StatusCode }()
+	require.Eventually(t, func() bool {
+		var waiting bool
+		err := conn.QueryRow(t.Context(), `
+			select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')`).Scan(&waiting)
+		return err == nil && waiting
+	}, 10*time.Second, 5*time.Millisecond)
+
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	require.Eventually(t, func() bool { return p.get(t, "/readyz") == http.StatusServiceUnavailable }, 5*time.Second, 5*time.Millisecond)
+	require.Equal(t, http.StatusServiceUnavailable, p.post(t, "/", binary(event.Ping), "").StatusCode)
+	require.NoError(t, lock.Rollback(t.Context()))
+	require.Equal(t, http.StatusAccepted, <-answered)
+	select {
+	case err := <-p.exited:
+		p.exited <- nil
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not end")
+	}
+	var outcome string
+	require.NoError(t, conn.QueryRow(t.Context(), "select outcome from expiry.sweeps").Scan(&outcome))
+	require.NotEqual(t, "running", outcome)
+	require.NotContains(t, p.log.String(), stacktest.Env(t, "POSTGRES_PASSWORD"))
+}
+
+func TestAnIdleProcessEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, stacktest.Database(t))
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
+	select {
+	case err := <-p.exited:
+		p.exited <- nil
+		require.NoError(t, err)
+	case <-time.After(5 * time.Second):
+		t.Fatal("it does not end")
+	}
+}
