@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"gpudev.internal/reservation-expiry/internal/cleanup"
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -163,10 +164,21 @@ func TestWithoutAZoneDNSIsLeftOut(t *testing.T) {
 	w := newWorld(t)
 	w.stand(t)
 	w.request(t)
-	w.build(withoutDNS)
+	w.build(func(parts *cleanup.World) { parts.DNS = nil })
 	w.deliver(t.Context(), t)
 	require.Equal(t, "skipped: HOSTED_ZONE_ID or DOMAIN_NAME is not set", w.step(t, postgres.StepDNS))
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+}
+
+func TestWithoutABucketTheSizeIsKeptAllTheSame(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	w.build(func(parts *cleanup.World) { parts.Bucket = nil })
+	w.deliver(t.Context(), t)
+	require.Equal(t, "skipped: DISK_CONTENTS_BUCKET is not set", w.step(t, postgres.StepListing))
+	require.Equal(t, "1.2G", read[string](t, w, "select disk_size from expiry.cleanups"))
 }
 
 func TestAReservationCancelledFromTheQueueFreesItsDiskAtOnce(t *testing.T) {

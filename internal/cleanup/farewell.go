@@ -84,7 +84,10 @@ func (a *Action) listing(ctx context.Context, d *delivery) (result, error) {
 		trouble = errors.Join(trouble, unnamed, err)
 	}
 	outcome, detail := done, url
-	if url == "" {
+	switch {
+	case a.Bucket == nil:
+		outcome = skipped
+	case url == "":
 		outcome = missing
 	}
 	if trouble != nil {

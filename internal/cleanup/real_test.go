@@ -17,6 +17,12 @@ import (
 	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
+// What one delivery waits: for a pod that stops, and for one that does not.
+const (
+	ample = 45 * time.Second
+	brief = time.Second
+)
+
 func (r *reality) podThere(t *testing.T) *corev1.Pod {
 	t.Helper()
 	p, err := r.Client.CoreV1().Pods(r.Namespace).Get(t.Context(), r.podName, metav1.GetOptions{})
@@ -29,7 +35,7 @@ func (r *reality) podThere(t *testing.T) *corev1.Pod {
 
 func TestEverythingIsTakenDownForReal(t *testing.T) {
 	t.Parallel()
-	r := newReality(t)
+	r := newReality(t, ample)
 	report := r.deliver(t)
 	require.Equal(t, followup.StateDone, report.State, "%s %s", report.Error, r.text(t, "select json_agg(s)::text from expiry.cleanup_steps s"))
 	require.Equal(t, postgres.OutcomeReleased, r.text(t, "select outcome from expiry.cleanups"))
@@ -60,9 +66,9 @@ func TestEverythingIsTakenDownForReal(t *testing.T) {
 
 func TestAPodThatTakesItsTimeIsWaitedForOverDeliveries(t *testing.T) {
 	t.Parallel()
-	r := newReality(t)
+	r := newReality(t, brief)
 	p := r.podThere(t)
-	p.Annotations = map[string]string{stacktest.StopAfter: "7s"} // longer than one delivery waits here
+	p.Annotations = map[string]string{stacktest.StopAfter: "3s"} // longer than one delivery waits here
 	_, err := r.Client.CoreV1().Pods(r.Namespace).Update(t.Context(), p, metav1.UpdateOptions{})
 	require.NoError(t, err)
 
@@ -74,7 +80,7 @@ func TestAPodThatTakesItsTimeIsWaitedForOverDeliveries(t *testing.T) {
 
 func TestTheKubeletsWordOnTerminationIsKeptForReal(t *testing.T) {
 	t.Parallel()
-	r := newReality(t)
+	r := newReality(t, brief)
 	p := r.podThere(t)
 	p.Annotations = map[string]string{stacktest.StopAfter: "never"}
 	_, err := r.Client.CoreV1().Pods(r.Namespace).Update(t.Context(), p, metav1.UpdateOptions{})
@@ -92,7 +98,7 @@ func TestTheKubeletsWordOnTerminationIsKeptForReal(t *testing.T) {
 
 func TestAPodOnADeadNodeIsForcedOnceItsInstanceHasStopped(t *testing.T) {
 	t.Parallel()
-	r := newReality(t)
+	r := newReality(t, brief)
 	r.SetNodeReady(r.node, corev1.ConditionUnknown)
 	require.Equal(t, followup.StatePostponed, r.deliver(t).State)
 	now := metav1.Now()
@@ -111,7 +117,7 @@ func TestAPodOnADeadNodeIsForcedOnceItsInstanceHasStopped(t *testing.T) {
 
 func TestANewerReservationsPodAndDomainAreLeftAloneForReal(t *testing.T) {
 	t.Parallel()
-	r := newReality(t)
+	r := newReality(t, ample)
 	r.exec(t, "update reservations set reservation_ended = now() - interval '10 minutes'") // so that what is there was made later
 	r.exec(t, "insert into reservations (reservation_id, user_id, status, pod_name) values ('newer', 'alice', 'active', $1)", r.podName)
 	r.exec(t, "update domain_mappings set reservation_id = 'newer'")
@@ -129,7 +135,7 @@ func TestANewerReservationsPodAndDomainAreLeftAloneForReal(t *testing.T) {
 
 func TestTroubleInAWSDelaysNoPod(t *testing.T) {
 	t.Parallel()
-	r := newReality(t)
+	r := newReality(t, ample)
 	r.aws.Fail(
 		stacktest.Fault{Action: "route53:.*", Code: "ThrottlingException"},
 		stacktest.Fault{Action: "elasticloadbalancing:.*", Code: "ServiceUnavailable"},
@@ -153,7 +159,7 @@ func TestTroubleInAWSDelaysNoPod(t *testing.T) {
 
 func TestADeliveryKilledForRealGoesOn(t *testing.T) {
 	t.Parallel()
-	r := newReality(t)
+	r := newReality(t, ample)
 	ctx, kill := context.WithCancel(t.Context())
 	defer kill()
 	done := make(chan error, 1)

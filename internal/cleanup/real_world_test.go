@@ -45,7 +45,8 @@ type reality struct {
 	id, podName, node, instance, volume, pv, zoneID, rule, group string
 }
 
-func newReality(t *testing.T) *reality {
+// newReality builds it all; one delivery waits as long as patience.
+func newReality(t *testing.T, patience time.Duration) *reality {
 	t.Helper()
 	r := &reality{Cluster: stacktest.Kubernetes(t), aws: stacktest.AWS(t), id: uuid.NewString()}
 	r.podName, r.pv = "gpu-dev-"+r.id[:8], "pv-"+r.id[:8]
@@ -61,7 +62,7 @@ func newReality(t *testing.T) *reality {
 	r.buildAWS(t)
 	r.buildKubernetes(t)
 	r.buildRows(t)
-	r.buildRunner(t)
+	r.buildRunner(patience)
 	return r
 }
 
@@ -189,14 +190,13 @@ func (r *reality) buildRows(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func (r *reality) buildRunner(t *testing.T) {
-	t.Helper()
+func (r *reality) buildRunner(patience time.Duration) {
 	cluster := kube.New(func(context.Context) (*rest.Config, error) { return r.Config, nil }, kube.Options{})
 	quiet := slog.New(slog.DiscardHandler)
 	action := cleanup.New(cleanup.World{
 		Store: r.db, Cluster: cluster, EC2: aws.NewEC2(r.aws.Config), Router: aws.NewLoadBalancer(r.aws.Config),
 		DNS: aws.NewRoute53(r.aws.Config, r.zoneID, zone), Bucket: aws.NewS3(r.aws.Config, r.bucket()), Disk: keeper{r.db},
-	}, cleanup.Options{Domain: zone, Patience: 5 * time.Second, Interval: 20 * time.Millisecond, Log: quiet})
+	}, cleanup.Options{Domain: zone, Patience: patience, Interval: 20 * time.Millisecond, Log: quiet})
 	r.runner = followup.NewRunner(r.db, map[postgres.FollowUpKind]followup.Action{postgres.Cleanup: action}, followup.Options{Log: quiet})
 }
 

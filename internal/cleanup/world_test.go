@@ -87,9 +87,6 @@ func (w *world) build(change func(*cleanup.World)) {
 	w.runner = followup.NewRunner(w.db, map[postgres.FollowUpKind]followup.Action{postgres.Cleanup: w.action}, followup.Options{Log: quiet})
 }
 
-// withoutDNS leaves HOSTED_ZONE_ID or DOMAIN_NAME unset.
-func withoutDNS(w *cleanup.World) { w.DNS = nil }
-
 func (w *world) exec(t *testing.T, statement string, args ...any) {
 	t.Helper()
 	_, err := w.sql.Exec(t.Context(), statement, args...)
