@@ -133,7 +133,7 @@ func TestContractOfSnapshots(t *testing.T) {
 	ec2, number := aws.NewEC2(account.Config), account.ID
 	volumeID := platformIn(t, account).volume()
 	n := disk.NewSnapshot{
-		VolumeID: volumeID, Disk: disk.Key{User: "ada@example.com", Name: "wörk *?\\"}, ReservationID: "r-1", Attempt: 2,
+		VolumeID: volumeID, Disk: disk.Key{User: "ada@example.com", Name: "wörk *?\\"}, ReservationID: "r-1", Attempt: 2, IntentID: "intent-1",
 		CreatedAt: time.Now(), ContentsURL: "s3://b/k", Size: "1.2G", CrashConsistent: true,
 	}
 	before := time.Now()
@@ -161,7 +161,7 @@ func TestContractOfSnapshots(t *testing.T) {
 		require.Equal(t, state, seen.State)
 	}
 	ok, reason := disk.MayDelete(disk.Volume{ID: volumeID, State: disk.VolumeAvailable}, &seen,
-		disk.Capture{ReservationID: "r-1", Attempt: 2, WriterGoneAt: before}, number, time.Now().Add(8*24*time.Hour))
+		disk.Capture{ReservationID: "r-1", Attempt: 2, IntentID: "intent-1", WriterGoneAt: before}, number, time.Now().Add(8*24*time.Hour))
 	require.True(t, ok, reason)
 
 	require.NoError(t, ec2.DeleteSnapshot(t.Context(), made.ID))

@@ -142,7 +142,7 @@ func FuzzSnapshotTags(f *testing.F) {
 			}
 		}
 		ok, reason := disk.MayDelete(disk.Volume{ID: "vol-1", State: disk.VolumeAvailable}, &s,
-			disk.Capture{ReservationID: "r-1", Attempt: 1, WriterGoneAt: now.Add(-time.Hour)}, account, now)
+			disk.Capture{ReservationID: "r-1", Attempt: 1, IntentID: "intent-1", WriterGoneAt: now.Add(-time.Hour)}, account, now)
 		require.Equal(t, ok, reason == "")
 		if ok {
 			require.Equal(t, "r-1", s.Tags[disk.TagReservation])

@@ -54,7 +54,7 @@ func MayDelete(v Volume, s *Snapshot, c Capture, account string, now time.Time) 
 		return false, fmt.Sprintf("snapshot %s is %q, not completed", s.ID, s.State)
 	case !s.MadeBy(c.ReservationID, c.Attempt):
 		return false, fmt.Sprintf("snapshot %s was not made by attempt %d of the cleanup of %s", s.ID, c.Attempt, c.ReservationID)
-	case s.Tags[TagIntent] != c.IntentID:
+	case c.IntentID == "" || s.Tags[TagIntent] != c.IntentID:
 		return false, fmt.Sprintf("snapshot %s was not made by intent %q", s.ID, c.IntentID)
 	case c.WriterGoneAt.IsZero():
 		return false, fmt.Sprintf("volume %s was never seen without a writer", v.ID)

@@ -77,10 +77,14 @@ func TestAVolumeGoesOnlyWithItsOwnCompletedSnapshotOfThisCleanup(t *testing.T) {
 		"of no cleanup": {func(_ *disk.Volume, s *disk.Snapshot, c *disk.Capture) {
 			c.ReservationID, s.Tags[disk.TagReservation] = "", ""
 		}, "not made by"},
-		"of no attempt":                  {func(_ *disk.Volume, s *disk.Snapshot, c *disk.Capture) { c.Attempt, s.Tags[disk.TagAttempt] = 0, "0" }, "not made by"},
-		"never seen without a writer":    {func(_ *disk.Volume, _ *disk.Snapshot, c *disk.Capture) { c.WriterGoneAt = time.Time{} }, "never seen"},
-		"another intent's":               {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.Tags[disk.TagIntent] = "intent-2" }, "not made by intent"},
-		"no intent's":                    {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { delete(s.Tags, disk.TagIntent) }, "not made by intent"},
+		"of no attempt":               {func(_ *disk.Volume, s *disk.Snapshot, c *disk.Capture) { c.Attempt, s.Tags[disk.TagAttempt] = 0, "0" }, "not made by"},
+		"never seen without a writer": {func(_ *disk.Volume, _ *disk.Snapshot, c *disk.Capture) { c.WriterGoneAt = time.Time{} }, "never seen"},
+		"another intent's":            {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.Tags[disk.TagIntent] = "intent-2" }, "not made by intent"},
+		"no intent's":                 {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { delete(s.Tags, disk.TagIntent) }, "not made by intent"},
+		"of an intent that nobody knows": {func(_ *disk.Volume, s *disk.Snapshot, c *disk.Capture) {
+			c.IntentID = ""
+			delete(s.Tags, disk.TagIntent)
+		}, "not made by intent"},
 		"started at an unknown time":     {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.StartedAt = time.Time{} }, "unknown time"},
 		"forced, and its tag is gone":    {func(_ *disk.Volume, _ *disk.Snapshot, c *disk.Capture) { c.CrashConsistent = true }, "is kept until"},
 		"attached again":                 {func(v *disk.Volume, _ *disk.Snapshot, _ *disk.Capture) { *v = attached("i-2") }, "attached to i-2"},
