@@ -34,6 +34,8 @@ type pass struct {
 	brake  *brake
 	// listing is what the cluster shows, read at first need and once for all parts.
 	listing func(context.Context) (*listing, error)
+	// snapshots is what EC2 shows of the disks' snapshots, likewise.
+	snapshots func(context.Context) (*snapshotList, error)
 }
 
 // plan is what a part has decided.

@@ -14,22 +14,24 @@ import (
 	"gpudev.internal/reservation-expiry/internal/pod"
 )
 
-// cluster is what the API server shows. A listing may be told to fail, or to be stale.
+// cluster is what the API server and EC2 show. A listing may be told to fail, or to be stale.
 type cluster struct {
-	uid        string
-	pods       map[podKey]pod.Pod
-	unlisted   map[podKey]bool // there, but missing from the listing
-	listFails  error
-	getFails   error
-	nodes      map[string]pod.Node
-	gets       int
-	reclaimed  map[string]disk.Instance
-	describing int
+	uid       string
+	pods      map[podKey]pod.Pod
+	unlisted  map[podKey]bool // there, but missing from the listing
+	listFails error
+	getFails  error
+	nodes     map[string]pod.Node
+	gets      int
+	reclaimed map[string]disk.Instance
+	snapshots []disk.Snapshot
+	tagged    map[string]map[string]string
+	untagged  []string
 }
 
 func newCluster() *cluster {
 	return &cluster{uid: "cluster-1", pods: map[podKey]pod.Pod{}, unlisted: map[podKey]bool{}, nodes: map[string]pod.Node{},
-		reclaimed: map[string]disk.Instance{}}
+		reclaimed: map[string]disk.Instance{}, tagged: map[string]map[string]string{}}
 }
 
 func (c *cluster) add(p pod.Pod) {
@@ -84,12 +86,29 @@ func (c *cluster) GetNode(_ context.Context, name string) (pod.Node, error) {
 }
 
 func (c *cluster) DescribeInstance(_ context.Context, id string) (disk.Instance, error) {
-	c.describing++
 	i, ok := c.reclaimed[id]
 	if !ok {
 		return disk.Instance{}, fault.Errorf(fault.Gone, "describe instance %s", id)
 	}
 	return i, nil
+}
+
+func (c *cluster) Account(context.Context) (string, error) { return "111122223333", nil }
+
+func (c *cluster) DescribeSnapshots(context.Context) ([]disk.Snapshot, error) {
+	return c.snapshots, nil
+}
+
+func (c *cluster) TagSnapshots(_ context.Context, ids []string, tags map[string]string) error {
+	for _, id := range ids {
+		c.tagged[id] = tags
+	}
+	return nil
+}
+
+func (c *cluster) UntagSnapshots(_ context.Context, ids, _ []string) error {
+	c.untagged = append(c.untagged, ids...)
+	return nil
 }
 
 // within runs a sweep that looks at the cluster, too.
@@ -101,7 +120,7 @@ func (w *world) within(c *cluster, change ...func(*Options)) Result {
 	for _, f := range change {
 		f(&opts)
 	}
-	r, err := New(w.db, Outside{Cluster: c, Instances: c}, opts).Sweep(w.t.Context(), event.Ping, event.SweepRequest{})
+	r, err := New(w.db, Outside{Cluster: c, EC2: c, Account: c}, opts).Sweep(w.t.Context(), event.Ping, event.SweepRequest{})
 	require.NoError(w.t, err)
 	return r
 }

@@ -62,7 +62,8 @@ type Anomaly struct {
 	Kind           reservation.Anomaly `json:"kind"`
 	Sentence       string              `json:"sentence"`
 	Count          int                 `json:"count"`
-	ReservationIDs []string            `json:"reservationIds"` // the first of them
+	ReservationIDs []string            `json:"reservationIds,omitempty"` // the first of them
+	Subjects       []string            `json:"subjects,omitempty"`       // the first of them, where they are disks
 }
 
 const (
@@ -74,14 +75,28 @@ const (
 type anomalies []Anomaly
 
 func (a *anomalies) add(kind reservation.Anomaly, reservationID string) {
-	i := slices.IndexFunc(*a, func(seen Anomaly) bool { return seen.Kind == kind })
-	if i < 0 {
-		i = len(*a)
-		*a = append(*a, Anomaly{Kind: kind, Sentence: kind.Sentence()})
-	}
-	found := &(*a)[i]
-	found.Count++
+	found := a.of(kind, kind.Sentence())
 	if len(found.ReservationIDs) < anomalyIDs {
 		found.ReservationIDs = append(found.ReservationIDs, reservationID)
 	}
+}
+
+// about is add for what is no reservation.
+func (a *anomalies) about(kind reservation.Anomaly, sentence, subject string) {
+	found := a.of(kind, sentence)
+	if len(found.Subjects) < anomalyIDs {
+		found.Subjects = append(found.Subjects, subject)
+	}
+}
+
+// of counts one more anomaly of a kind.
+func (a *anomalies) of(kind reservation.Anomaly, sentence string) *Anomaly {
+	i := slices.IndexFunc(*a, func(seen Anomaly) bool { return seen.Kind == kind && seen.Sentence == sentence })
+	if i < 0 {
+		i = len(*a)
+		*a = append(*a, Anomaly{Kind: kind, Sentence: sentence})
+	}
+	found := &(*a)[i]
+	found.Count++
+	return found
 }

@@ -31,14 +31,16 @@ type Store interface {
 	listingStore
 	podStore
 	leftoverStore
+	snapshotStore
 	lockStore
 	historyStore
 }
 
 // Outside is what a sweep looks at besides the database. Where something is nil the parts that need it are left out.
 type Outside struct {
-	Cluster   Cluster
-	Instances Instances
+	Cluster Cluster
+	EC2     EC2
+	Account Account
 }
 
 // Options are a sweep's rules, as configured, and what tests and simulations replace.
@@ -105,8 +107,11 @@ func New(store Store, outside Outside, opts Options) *Sweeper {
 	}}
 	if outside.Cluster != nil {
 		s.parts = append(s.parts,
-			pods{store, outside.Cluster, outside.Instances, opts.MissingConfirm, opts.Spot}.part(),
+			pods{store, outside.Cluster, outside.EC2, opts.MissingConfirm, opts.Spot}.part(),
 			strays(store))
+	}
+	if outside.EC2 != nil {
+		s.parts = append(s.parts, syncs(store), retention(store, outside.EC2))
 	}
 	s.parts = append(s.parts, locks(store), history(store, opts.KeepHistory))
 	return s
@@ -169,7 +174,8 @@ func (s *Sweeper) begin(ctx context.Context, trigger string, dryRun bool) (lease
 func (s *Sweeper) newPass(lease postgres.SweepLease, seen observation, only []string) *pass {
 	return &pass{
 		lease: lease, now: seen.Now, only: only, paused: seen.Pause != nil,
-		listing: listPods(s.store, s.outside.Cluster, seen.Now),
+		listing:   listPods(s.store, s.outside.Cluster, seen.Now),
+		snapshots: listSnapshots(s.outside.EC2, s.outside.Account),
 		brake: &brake{input: reservation.BrakeInput{
 			Active: seen.Active, Percent: s.opts.BrakePercent, Min: s.opts.BrakeMin, ClockSkew: seen.skew,
 		}},
@@ -246,7 +252,7 @@ func (s *Sweeper) keep(ctx context.Context, r *Result, pt part, report report) {
 	}
 	for _, a := range report.plan.anomalies {
 		s.opts.Log.WarnContext(ctx, "rows left alone", "sweep_id", r.SweepID, "anomaly", a.Kind, "what", a.Sentence,
-			"count", a.Count, "reservation_ids", a.ReservationIDs)
+			"count", a.Count, "reservation_ids", a.ReservationIDs, "subjects", a.Subjects)
 	}
 	if r.DryRun {
 		r.Planned = append(r.Planned, report.plan.decisions...)

@@ -1,0 +1,96 @@
+package sweep
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+)
+
+const day = 24 * time.Hour
+
+// snapshot is a completed one of ours, of ada's disk d.
+func snapshot(id string, age time.Duration, change ...func(*disk.Snapshot)) disk.Snapshot {
+	s := disk.Snapshot{ID: id, VolumeID: "vol-0123456789abcdef0", OwnerID: "111122223333", State: disk.SnapshotCompleted,
+		StartedAt: time.Now().Add(-age), Tags: disk.Key{User: "ada", Name: "d"}.Tags()}
+	for _, f := range change {
+		f(&s)
+	}
+	return s
+}
+
+func TestOldSnapshotsArePurgedAndTheNewestStay(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.exec("insert into disks (disk_name, user_id) values ('d', 'ada')")
+	for i := range 6 {
+		c.snapshots = append(c.snapshots, snapshot(fmt.Sprintf("snap-%d", i), time.Duration(5+i)*day))
+	}
+	require.Equal(t, 3, w.within(c).Counts["purgesRequested"])
+	require.Equal(t, []string{"snapshot.purge snap-3 due", "snapshot.purge snap-4 due", "snapshot.purge snap-5 due"}, w.followUps())
+	require.Zero(t, w.within(c).Counts["purgesRequested"], "each is asked for once")
+}
+
+func TestTheSnapshotsOfADeletedDiskGetItsDate(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.exec("insert into disks (disk_name, user_id, is_deleted, delete_date) values ('d', 'ada', true, '2199-12-31')")
+	c.snapshots = []disk.Snapshot{snapshot("snap-1", day)}
+	w.within(c)
+	require.Equal(t, "2199-12-31", c.tagged["snap-1"][disk.TagDeleteDate])
+	require.NotEmpty(t, c.tagged["snap-1"][disk.TagMarkedDeletedAt])
+	require.Empty(t, w.followUps())
+}
+
+func TestARestoredDiskLosesItsDate(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.exec("insert into disks (disk_name, user_id) values ('d', 'ada')")
+	c.snapshots = []disk.Snapshot{snapshot("snap-1", 30*day, func(s *disk.Snapshot) { s.Tags[disk.TagDeleteDate] = "2020-01-01" })}
+	w.within(c)
+	require.Equal(t, []string{"snap-1"}, c.untagged)
+	require.Empty(t, w.followUps(), "nothing of it is lost")
+}
+
+func TestSnapshotsWithoutADiskAreKeptAndReported(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	for i := range 9 {
+		c.snapshots = append(c.snapshots, snapshot(fmt.Sprintf("snap-%d", i), 100*day))
+	}
+	r := w.within(c)
+	require.Empty(t, w.followUps())
+	require.Len(t, r.Anomalies, 1)
+	require.Equal(t, []string{"ada/d"}, r.Anomalies[0].Subjects)
+}
+
+func TestForeignSnapshotsAreNeitherTakenUpNorTouched(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.exec("insert into disks (disk_name, user_id, is_deleted, delete_date, pending_snapshot_count) values ('d', 'ada', true, '2020-01-01', 1)")
+	c.snapshots = []disk.Snapshot{
+		snapshot("snap-copied", day, func(s *disk.Snapshot) { s.VolumeID = "vol-ffffffff" }),
+		snapshot("snap-copy", day, func(s *disk.Snapshot) { s.Description = "Copied for a scan" }),
+		snapshot("snap-other", day, func(s *disk.Snapshot) { s.OwnerID = "999988887777" }),
+		snapshot("snap-bare", day, func(s *disk.Snapshot) { s.Tags = nil }),
+	}
+	r := w.within(c)
+	require.Equal(t, 4, r.Counts["foreignSnapshots"])
+	require.Empty(t, w.followUps())
+	require.Empty(t, c.tagged)
+	require.Empty(t, w.texts("select snapshot_id from expiry.snapshots"))
+}
+
+func TestASnapshotThatThePlatformBeganIsTakenUpAndSettled(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.exec("insert into disks (disk_name, user_id, pending_snapshot_count, is_backing_up) values ('d', 'ada', 1, true)")
+	c.snapshots = []disk.Snapshot{snapshot("snap-1", time.Minute, func(s *disk.Snapshot) { s.State = disk.SnapshotPending })}
+	require.Equal(t, 1, w.within(c).Counts["snapshotsAdopted"])
+	require.Equal(t, []string{"snap-1 pending"}, w.texts("select snapshot_id || ' ' || state from expiry.snapshots"))
+	require.Equal(t, []string{"snap-1"}, w.texts("select subject from expiry.follow_ups where kind = 'snapshot.sync' and state = 'due'"))
+	require.Zero(t, w.within(c).Counts["snapshotsAdopted"])
+}
