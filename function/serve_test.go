@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -133,7 +134,7 @@ func catch(t *testing.T) (url string, types func() map[string]int) {
 		w.WriteHeader(http.StatusAccepted)
 	}))
 	t.Cleanup(sink.Close)
-	return sink.URL, func() map[string]int { mu.Lock(); defer mu.Unlock(); return seen }
+	return sink.URL, func() map[string]int { mu.Lock(); defer mu.Unlock(); return maps.Clone(seen) }
 }
 
 func done(context.Context, postgres.FollowUp) (followup.Result, error) {
@@ -184,6 +185,7 @@ func TestFactsHaveASinkOfTheirOwn(t *testing.T) {
 	s := serveSite(t, stacktest.Database(t), config.Delivery{FactsSink: sink}, plays{cleanup: done})
 	s.exec(t, "insert into expiry.follow_ups (kind, key, reservation_id, subject) values ('cleanup', 'r1', 'r1', 'r1'); "+oneFact)
 	require.Equal(t, http.StatusAccepted, s.post(t, "/", binary(event.CleanupRequested), `{"reservationId":"r1"}`).StatusCode)
+	s.eventually(t, 1, "facts where published_at is not null") // by this delivery, or by the one that it sent itself
 	require.Equal(t, map[string]int{event.DiskReleased: 1}, types(), "drained by the delivery of a follow-up, too")
 }
 
