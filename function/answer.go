@@ -25,10 +25,12 @@ const retryAfter = 10 * time.Second
 
 // statusOf is the one place that says what an error means to the sender: a refusal is for good and its own fault; all
 // else may pass, whoever's fault it is, so that a broker tries again.
-func statusOf(err error) (status int, after time.Duration) {
+func statusOf(r *http.Request, err error) (status int, after time.Duration) {
 	var refused *refusal
 	var away *unavailable
 	switch {
+	case err == nil && wantsJSON(r):
+		return http.StatusOK, 0
 	case err == nil:
 		return http.StatusAccepted, 0
 	case errors.As(err, &refused):
@@ -39,23 +41,21 @@ func statusOf(err error) (status int, after time.Duration) {
 	return http.StatusServiceUnavailable, retryAfter
 }
 
-// answer writes what became of a request and returns the status. Without an error the body stays empty, since a broker
+// answer writes what became of a request. Without an error the body stays empty, since a broker
 // takes a 2xx whose body is no CloudEvent for a failure; a person who asks for JSON gets the result.
-func answer(w http.ResponseWriter, r *http.Request, result any, err error) int {
-	status, after := statusOf(err)
+func answer(w http.ResponseWriter, r *http.Request, result any, err error) {
+	status, after := statusOf(r, err)
 	switch {
 	case err != nil:
 		if after > 0 {
 			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(after.Seconds()))))
 		}
 		writeJSON(w, r, status, map[string]string{"error": publicReason(err)})
-	case wantsJSON(r):
-		status = http.StatusOK
+	case status == http.StatusOK:
 		writeJSON(w, r, status, result)
 	default:
 		w.WriteHeader(status)
 	}
-	return status
 }
 
 // publicReason is what a sender may read. An error from within may name hosts and tables: it is in the log.

@@ -126,13 +126,14 @@ func (h *handler) post(take func(w http.ResponseWriter, r *http.Request, t *take
 		began := time.Now()
 		t := taken{event: ce.New()}
 		err := h.safely(r.Context(), func() error { return take(w, r, &t) })
-		status, _ := statusOf(err)
-		level := slog.LevelInfo
+		status, _ := statusOf(r, err)
+		log := h.log.With("path", r.URL.Path, "type", t.event.Type(), "id", t.event.ID(), "subject", t.event.Subject(),
+			"status", status, "took", time.Since(began).Round(time.Millisecond))
 		if err != nil {
-			level = slog.LevelWarn
+			log.WarnContext(r.Context(), "delivery not taken", "error", err)
+		} else {
+			log.InfoContext(r.Context(), "delivery taken")
 		}
-		h.log.Log(r.Context(), level, "delivery answered", "path", r.URL.Path, "type", t.event.Type(), "id", t.event.ID(),
-			"subject", t.event.Subject(), "status", status, "took", time.Since(began), "error", err)
 		h.telemetry.Metrics.EventAnswered(r.Context(), knownType(t.event.Type()), status)
 		if failure := h.telemetry.Flush(r.Context()); failure != nil {
 			h.log.WarnContext(r.Context(), "telemetry is lost", "error", failure)

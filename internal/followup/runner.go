@@ -117,7 +117,7 @@ func (r *Runner) Run(ctx context.Context, kind postgres.FollowUpKind, key string
 	case failure != nil:
 		report.State, report.Error, report.Next = StateFailed, failure.Error(), Pause(f.Attempts+1, r.opts.Jitter())
 		held, err = r.store.FailFollowUp(recording, f, failure, report.Next)
-		log.ErrorContext(ctx, "follow-up failed", "attempt", f.Attempts+1, "again_in", report.Next, "error", failure)
+		log.ErrorContext(ctx, "follow-up failed", "attempt", f.Attempts+1, "again_in", report.Next.Round(time.Second), "error", failure)
 	case result.recorded:
 		report.State = StateDone
 	case result.LookAgain > 0:
