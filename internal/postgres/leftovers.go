@@ -22,10 +22,11 @@ const (
 const endedAt = `coalesce(r.reservation_ended,
 		case r.status when 'failed' then r.failed_at when 'cancelled' then r.cancelled_at end, r.updated_at)`
 
-// asked holds where a cleanup's work is due already, under the given expression for the reservation's id.
+// asked holds where a cleanup's work is due already, under the given expression for the reservation's id. `in`, not
+// `exists`: PostgreSQL hashes the list once, where without fresh statistics it would search it for every row.
 func asked(id string) string {
-	return `exists (select from expiry.follow_ups f
-		            where f.reservation_id = ` + id + ` and f.state = 'due' and f.kind in ('cleanup', 'snapshot.sync'))`
+	return id + ` in (select f.reservation_id from expiry.follow_ups f
+		             where f.state = 'due' and f.kind in ('cleanup', 'snapshot.sync') and f.reservation_id is not null)`
 }
 
 // leftovers selects ended reservations whose cleanup is not done and that nobody is asked to do: never begun within
