@@ -268,7 +268,7 @@ func (a *Action) keepDisk(ctx context.Context, d *delivery) (result, error) {
 	case err != nil:
 		return result{}, err
 	case kept.LookAgain > 0:
-		return waiting(kept.LookAgain, "volume "+d.record.VolumeID)
+		return waiting(kept.LookAgain, "") // the keeper has noted what for
 	case kept == followup.Recorded:
 		return result{recorded: true}, nil
 	}

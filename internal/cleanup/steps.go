@@ -106,8 +106,10 @@ func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Durat
 		outcome = "error"
 		a.recordFailure(ctx, d, s, err)
 	case r.again > 0:
-		outcome = "waiting"
-		again, err = r.again, a.Store.NoteStep(ctx, id, s.name, r.detail)
+		outcome, again = "waiting", r.again
+		if r.detail != "" {
+			err = a.Store.NoteStep(ctx, id, s.name, r.detail)
+		}
 	case !r.recorded:
 		err = a.Store.FinishStep(ctx, id, s.name, r.outcome, r.detail)
 	}

@@ -1,0 +1,125 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+)
+
+const (
+	// soon is when to look again at what is about to change.
+	soon = 5 * time.Second
+	// overdue is how long a volume may stay with its writer before that counts as a failure.
+	overdue = 30 * time.Minute
+)
+
+// Keeper does the disk's part of a cleanup up to the snapshot: it is the last step of package cleanup.
+type Keeper struct{ worker }
+
+// NewKeeper returns a Keeper. It is safe for concurrent use.
+func NewKeeper(w World, o Options) *Keeper { return &Keeper{worker{w, o.withDefaults()}} }
+
+// Keep takes the volume of a cleanup off its instance and has a snapshot of it made, as far as that goes now. It is
+// called once the pod is gone, again and again until the disk's part is finished.
+func (k *Keeper) Keep(ctx context.Context, c postgres.CleanupRecord) (followup.Result, error) {
+	verdict, err := k.Store.WithDisk(ctx, c.ReservationID, nil)
+	if err != nil || verdict != postgres.DiskOurs {
+		return k.stop(ctx, c, verdict, err)
+	}
+	attempts, err := k.Store.SnapshotAttempts(ctx, c.ReservationID)
+	if err != nil {
+		return followup.Result{}, err
+	}
+	if s := attempts.Standing; s != nil {
+		again, err := k.resume(ctx, c, *s)
+		if err != nil || again != nil {
+			return orZero(again), err
+		}
+	}
+	if pause := untilNextAttempt(attempts); pause > 0 {
+		return k.wait(ctx, c, pause, fmt.Sprintf("snapshot of volume %s failed %d times", c.VolumeID, attempts.Failed))
+	}
+	return k.attempt(ctx, c)
+}
+
+func orZero(r *followup.Result) followup.Result {
+	if r == nil {
+		return followup.Result{}
+	}
+	return *r
+}
+
+// untilNextAttempt is how long to wait before a snapshot is tried anew: longer after each that failed.
+func untilNextAttempt(a postgres.Attempts) time.Duration {
+	if a.Failed == 0 {
+		return 0
+	}
+	return a.FailedAt.Add(followup.Pause(a.Failed, 0)).Sub(a.Now)
+}
+
+// attempt frees the volume of its writer and captures it.
+func (k *Keeper) attempt(ctx context.Context, c postgres.CleanupRecord) (followup.Result, error) {
+	f, err := k.takeOff(ctx, &c)
+	switch {
+	case err != nil:
+		return followup.Result{}, err
+	case f.verdict != postgres.DiskOurs:
+		return k.stop(ctx, c, f.verdict, nil)
+	case f.gone:
+		return k.lost(ctx, c)
+	case f.free:
+		return k.capture(ctx, c)
+	case f.since > overdue:
+		return followup.Result{}, fmt.Errorf("volume %s still has its writer after %s: %s", c.VolumeID, f.since.Round(time.Second), f.reason)
+	}
+	return k.wait(ctx, c, growing(f.since), f.reason)
+}
+
+// wait leaves the rest to a later delivery and shows why.
+func (k *Keeper) wait(ctx context.Context, c postgres.CleanupRecord, pause time.Duration, why string) (followup.Result, error) {
+	k.opts.Log.InfoContext(ctx, "disk waits", "reason", why, "volume", c.VolumeID, "again_in", pause)
+	return followup.LookAgain(pause), k.Store.NoteStep(ctx, c.ReservationID, postgres.StepDisk, why)
+}
+
+// lost settles a cleanup whose volume is gone although no snapshot was made of it.
+func (k *Keeper) lost(ctx context.Context, c postgres.CleanupRecord) (followup.Result, error) {
+	detail := fmt.Sprintf("volume %s vanished before reservation %s had made a snapshot of it; the disk's latest snapshot is older",
+		c.VolumeID, c.ReservationID)
+	verdict, err := k.Store.SettleLost(ctx, c.ReservationID, detail, func(ctx context.Context) error {
+		if err := k.expectGone(ctx, c.VolumeID); err != nil {
+			return err
+		}
+		return k.removeClaim(ctx, c)
+	})
+	if err != nil || verdict != postgres.DiskOurs {
+		return k.stop(ctx, c, verdict, err)
+	}
+	k.opts.Log.ErrorContext(ctx, "DATA LOST: a volume vanished without a snapshot", "volume", c.VolumeID, "disk", c.DiskName,
+		"user", c.UserID, "reservation_id", c.ReservationID)
+	return followup.Recorded, nil
+}
+
+// stop is the result of a step that the disk's rows did not let happen.
+func (k *Keeper) stop(ctx context.Context, c postgres.CleanupRecord, verdict postgres.DiskVerdict, err error) (followup.Result, error) {
+	switch {
+	case err != nil:
+		return followup.Result{}, err
+	case verdict == postgres.DiskSuperseded:
+		k.superseded(ctx, c)
+		return followup.Recorded, nil
+	case verdict == postgres.DiskReleased:
+		return followup.Recorded, k.finish(ctx, c)
+	case verdict == postgres.DiskSettled:
+		return followup.Recorded, nil
+	}
+	return followup.LookAgain(soon), nil // revived or busy
+}
+
+// superseded says that a disk went into other hands, with what was on it left as it is.
+func (w worker) superseded(ctx context.Context, c postgres.CleanupRecord) {
+	w.opts.Log.WarnContext(ctx, "disk superseded, nothing touched", "volume", c.VolumeID, "disk", c.DiskName,
+		"user", c.UserID, "reservation_id", c.ReservationID)
+}

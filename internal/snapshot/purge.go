@@ -1,0 +1,104 @@
+package snapshot
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+)
+
+// Purge carries out follow-ups of kind snapshot.purge; their key is the snapshot's id.
+type Purge struct{ worker }
+
+// NewPurge returns the action. It is safe for concurrent use.
+func NewPurge(w World, o Options) *Purge { return &Purge{worker{w, o.withDefaults()}} }
+
+// Handle deletes a snapshot if, under the lock of its disk's row, disk.MayPurge still allows it by what EC2 lists then.
+// One in use stays: that is an error, kept on the follow-up's row, and it is tried again.
+func (p *Purge) Handle(ctx context.Context, f postgres.FollowUp) (result followup.Result, err error) {
+	s, known, err := p.Store.SnapshotByID(ctx, f.Key)
+	if err != nil {
+		return followup.Result{}, err
+	}
+	s.SnapshotID = f.Key
+	ctx, span := p.start(ctx, "snapshot.purge", s)
+	defer func() { span.End(cmp.Or(result.Outcome, "waiting"), err) }()
+
+	seen, err := p.EC2.DescribeSnapshot(ctx, f.Key)
+	switch {
+	case fault.Is(err, fault.Gone) && known:
+		_, err := p.Store.VanishedSnapshot(ctx, s)
+		return followup.Done("already_gone"), err
+	case fault.Is(err, fault.Gone):
+		return followup.Done("already_gone"), nil
+	case err != nil:
+		return followup.Result{}, err
+	}
+	account, err := p.Identity.Account(ctx)
+	if err != nil {
+		return followup.Result{}, err
+	}
+	if !disk.Ours(seen, account) {
+		return p.kept(ctx, f.Key, "it is not ours"), nil
+	}
+	if !known {
+		if _, err := p.Store.AdoptSnapshots(ctx, []disk.Snapshot{seen}); err != nil {
+			return followup.Result{}, err
+		}
+		if s, known, err = p.Store.SnapshotByID(ctx, f.Key); err != nil || !known {
+			return followup.LookAgain(growing(0)), err
+		}
+	}
+	for tag, value := range (disk.Key{User: s.User, Name: s.DiskName}).Tags() {
+		if seen.Tags[tag] != value {
+			return p.kept(ctx, f.Key, "its tags name another disk by now"), nil
+		}
+	}
+	switch s.State {
+	case postgres.SnapshotCompleted, postgres.SnapshotError:
+		return p.purge(ctx, s, seen, account)
+	case postgres.SnapshotPurged: // EC2 deletes what it has listed a moment ago
+		return followup.Done("purged"), nil
+	}
+	return followup.LookAgain(growing(0)), nil // its sync counts it first
+}
+
+func (p *Purge) purge(ctx context.Context, s postgres.SnapshotRecord, seen disk.Snapshot, account string) (followup.Result, error) {
+	var why string
+	purged, err := p.Store.PurgeSnapshot(ctx, s, func(ctx context.Context, row *disk.Row, now time.Time) (bool, error) {
+		all, err := p.EC2.FindSnapshots(ctx, seen.Key().Tags())
+		if err != nil {
+			return false, err
+		}
+		var ok bool
+		if ok, why = disk.MayPurge(s.SnapshotID, row, all, account, now); !ok {
+			return false, nil
+		}
+		err = p.EC2.DeleteSnapshot(ctx, s.SnapshotID)
+		switch {
+		case fault.Is(err, fault.Conflict):
+			return false, fmt.Errorf("kept, since it is in use: %w", err)
+		case err != nil && !fault.Is(err, fault.Gone):
+			return false, err
+		}
+		return true, nil
+	})
+	switch {
+	case err != nil:
+		return followup.Result{}, err
+	case !purged:
+		return p.kept(ctx, s.SnapshotID, cmp.Or(why, "it has not settled")), nil
+	}
+	p.opts.Log.InfoContext(ctx, "snapshot purged", "snapshot", s.SnapshotID, "disk", s.DiskName, "user", s.User, "reason", why)
+	return followup.Done("purged"), nil
+}
+
+func (p *Purge) kept(ctx context.Context, snapshotID, why string) followup.Result {
+	p.opts.Log.InfoContext(ctx, "snapshot kept", "snapshot", snapshotID, "reason", why)
+	return followup.Done("kept")
+}

@@ -1,0 +1,202 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+)
+
+var (
+	// errVanished says that EC2 does not know a completed snapshot any more.
+	errVanished = errors.New("the snapshot is gone")
+	// errVolumeGone says that EC2 does not know the volume any more.
+	errVolumeGone = errors.New("the volume is gone")
+)
+
+// settle goes on with the disk of a cleanup once its snapshot has completed.
+func (a *Sync) settle(ctx context.Context, s postgres.SnapshotRecord) (followup.Result, error) {
+	c, known, err := a.Store.LoadCleanup(ctx, s.ReservationID)
+	if err != nil {
+		return followup.Result{}, err
+	}
+	if !known {
+		return followup.Done(string(s.State)), nil
+	}
+	verdict, err := a.Store.WithDisk(ctx, c.ReservationID, nil)
+	if err == nil && verdict == postgres.DiskOurs {
+		attempts, err := a.Store.SnapshotAttempts(ctx, c.ReservationID)
+		if err != nil {
+			return followup.Result{}, err
+		}
+		if standing := attempts.Standing; standing == nil || standing.IntentID != s.IntentID {
+			return followup.Done(string(s.State)), nil // the cleanup goes on from another attempt
+		}
+		verdict, err := a.release(ctx, c, s)
+		return a.conclude(ctx, c, s, verdict, err)
+	}
+	return a.conclude(ctx, c, s, verdict, err)
+}
+
+// conclude says what comes after what became of the disk.
+func (a *Sync) conclude(ctx context.Context, c postgres.CleanupRecord, s postgres.SnapshotRecord, verdict postgres.DiskVerdict, err error) (followup.Result, error) {
+	if err != nil {
+		return a.unproven(ctx, s, err)
+	}
+	switch verdict {
+	case postgres.DiskSuperseded:
+		a.superseded(ctx, c)
+		return followup.Done(postgres.OutcomeSuperseded), nil
+	case postgres.DiskReleased:
+		if err := a.finish(ctx, c); err != nil {
+			return followup.Result{}, err
+		}
+	case postgres.DiskSettled:
+	case postgres.DiskBusy:
+		return followup.LookAgain(growing(s.Now.Sub(s.SettledAt))), nil
+	default: // revived: the next cleanup begins anew
+		return followup.Done(string(s.State)), nil
+	}
+	s, _, err = a.Store.LoadSnapshot(ctx, s.IntentID)
+	if err != nil {
+		return followup.Result{}, err
+	}
+	return a.aside(ctx, s)
+}
+
+// unproven deals with what release found to be missing.
+func (a *Sync) unproven(ctx context.Context, s postgres.SnapshotRecord, err error) (followup.Result, error) {
+	switch {
+	case errors.Is(err, errVanished):
+		a.opts.Log.ErrorContext(ctx, "a completed snapshot is gone; the volume is kept and captured anew", "snapshot", s.SnapshotID, "volume", s.VolumeID)
+		_, err := a.Store.VanishedSnapshot(ctx, s)
+		return followup.Done("vanished"), err
+	case errors.Is(err, errWriterBack):
+		a.opts.Log.WarnContext(ctx, "volume attached again; it is kept and captured anew", "volume", s.VolumeID, "reason", err)
+		return followup.Done("writer_back"), a.Store.ForgetWriterGone(ctx, s.ReservationID)
+	case errors.Is(err, errVolumeGone):
+		return followup.LookAgain(soon), nil
+	}
+	return followup.Result{}, err
+}
+
+// release sees the volume out, as far as it is to go, and frees the disk. The verdict is DiskReleased once that is done,
+// DiskBusy where EC2 needs more time.
+func (a *Sync) release(ctx context.Context, c postgres.CleanupRecord, s postgres.SnapshotRecord) (postgres.DiskVerdict, error) {
+	fate, last := postgres.VolumeDeleted, func(ctx context.Context) error { return a.expectGone(ctx, s.VolumeID) }
+	_, gone, err := a.volume(ctx, s.VolumeID)
+	if err != nil {
+		return "", err
+	}
+	held := false
+	if !gone && !a.opts.KeepVolumes {
+		if held, err = a.held(ctx, s); err != nil {
+			return "", err
+		}
+	}
+	switch {
+	case gone:
+	case a.opts.KeepVolumes || held:
+		fate = postgres.VolumeKept
+		if !a.opts.KeepVolumes {
+			fate = postgres.VolumeSetAside
+		}
+		last = func(ctx context.Context) error { return a.keepable(ctx, c, s) }
+	default:
+		if verdict, err := a.deleteVolume(ctx, s); err != nil || verdict != postgres.DiskOurs {
+			return verdict, err
+		}
+		gone, err := a.until(ctx, a.opts.Patience, func(ctx context.Context) (bool, error) {
+			_, gone, err := a.volume(ctx, s.VolumeID)
+			return gone, err
+		})
+		if err != nil || !gone {
+			return postgres.DiskBusy, err
+		}
+	}
+	verdict, err := a.Store.ReleaseDisk(ctx, s, fate, last)
+	if err == nil && verdict == postgres.DiskOurs {
+		a.opts.Log.InfoContext(ctx, "disk released", "disk", s.DiskName, "user", s.User, "volume", s.VolumeID, "volume_fate", fate)
+		verdict = postgres.DiskReleased
+	}
+	return verdict, err
+}
+
+// held reports whether the volume has to be kept for a while beside its snapshot.
+func (a *Sync) held(ctx context.Context, s postgres.SnapshotRecord) (bool, error) {
+	seen, err := a.EC2.DescribeSnapshot(ctx, s.SnapshotID)
+	if fault.Is(err, fault.Gone) {
+		return false, errVanished
+	}
+	return s.Now.Before(disk.HeldUntil(seen, captureOf(s))), err
+}
+
+// captureOf is what the record proves. An intent is never committed before the volume has lost its writer.
+func captureOf(s postgres.SnapshotRecord) disk.Capture {
+	return disk.Capture{ReservationID: s.ReservationID, Attempt: s.Attempt, IntentID: s.IntentID.String(),
+		WriterGoneAt: s.IntendedAt, CrashConsistent: s.CrashConsistent}
+}
+
+// keepable makes sure that a volume which stays is as its snapshot has it, and takes away the way by which its pod had it.
+func (a *Sync) keepable(ctx context.Context, c postgres.CleanupRecord, s postgres.SnapshotRecord) error {
+	v, gone, err := a.volume(ctx, s.VolumeID)
+	switch {
+	case err != nil:
+		return err
+	case gone:
+		return errVolumeGone
+	}
+	if gone, why := disk.WriterGone(v); !gone {
+		return fmt.Errorf("%w: %s", errWriterBack, why)
+	}
+	return a.removeClaim(ctx, c)
+}
+
+// deleteVolume asks EC2 to delete the volume if at this moment, under the disk's lock, everything speaks for it.
+func (a *Sync) deleteVolume(ctx context.Context, s postgres.SnapshotRecord) (postgres.DiskVerdict, error) {
+	account, err := a.Identity.Account(ctx)
+	if err != nil {
+		return "", err
+	}
+	return a.Store.WithProof(ctx, s, func(ctx context.Context) error {
+		return a.deleteProven(ctx, s, account)
+	})
+}
+
+// deleteProven deletes the volume if the snapshot, as EC2 describes both now, holds all that was on it.
+func (a *Sync) deleteProven(ctx context.Context, s postgres.SnapshotRecord, account string) error {
+	v, gone, err := a.volume(ctx, s.VolumeID)
+	if err != nil || gone || v.State == disk.VolumeDeleting {
+		return err
+	}
+	seen, err := a.EC2.DescribeSnapshot(ctx, s.SnapshotID)
+	if fault.Is(err, fault.Gone) {
+		return errVanished
+	}
+	if err != nil {
+		return err
+	}
+	if free, why := disk.WriterGone(v); !free {
+		return fmt.Errorf("%w: %s", errWriterBack, why)
+	}
+	if ok, why := disk.MayDelete(v, &seen, captureOf(s), account, s.Now); !ok {
+		return fault.Errorf(fault.Permanent, "volume kept: %s", why)
+	}
+	a.opts.Log.InfoContext(ctx, "delete volume", "volume", v.ID, "snapshot", s.SnapshotID)
+	if err := a.EC2.DeleteVolume(ctx, v.ID); err != nil && !fault.Is(err, fault.Gone) {
+		return err
+	}
+	return nil
+}
+
+// finish takes away what Kubernetes still has of a released disk and ends the disk's part of the cleanup.
+func (w worker) finish(ctx context.Context, c postgres.CleanupRecord) error {
+	if err := w.removeClaim(ctx, c); err != nil {
+		return err
+	}
+	return w.Store.FinishDisk(ctx, c.ReservationID, postgres.OutcomeReleased, "volume "+c.VolumeID)
+}

@@ -1,0 +1,44 @@
+package snapshot
+
+import (
+	"cmp"
+	"context"
+	"time"
+)
+
+// spare is how much of a delivery's time is left for what follows a wait.
+const spare = 35 * time.Second
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// until looks again and again, for at most patience, until look says true. An error of look is its result only if the
+// last look failed too: what fails for a moment is looked at again.
+func (w worker) until(ctx context.Context, patience time.Duration, look func(context.Context) (bool, error)) (bool, error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(deadline)-spare)
+	}
+	end := w.opts.Now().Add(patience)
+	for {
+		ok, err := look(ctx)
+		if ok || ctx.Err() != nil || !w.opts.Now().Add(w.opts.Interval).Before(end) {
+			return ok, cmp.Or(err, ctx.Err())
+		}
+		if sleepErr := w.opts.Sleep(ctx, w.opts.Interval); sleepErr != nil {
+			return false, cmp.Or(err, sleepErr)
+		}
+	}
+}
+
+// growing is a pause that grows with what has passed already, between 10 s and under the five minutes between two ticks.
+func growing(passed time.Duration) time.Duration {
+	return min(max(passed/5, 10*time.Second), 4*time.Minute)
+}
