@@ -35,6 +35,7 @@ type Result struct {
 	Brake     *Brake              `json:"brake,omitempty"`
 	Anomalies []Anomaly           `json:"anomalies,omitempty"`
 	Durations map[string]int64    `json:"durationsMs"`       // by part
+	Decided   []Decision          `json:"decided,omitempty"` // and carried out
 	Planned   []Decision          `json:"planned,omitempty"` // a dry run's alone
 }
 

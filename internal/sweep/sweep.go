@@ -258,6 +258,7 @@ func (s *Sweeper) keep(ctx context.Context, r *Result, pt part, report report) {
 		r.Planned = append(r.Planned, report.plan.decisions...)
 		return
 	}
+	r.Decided = append(r.Decided, report.done.decisions...)
 	for _, d := range report.done.decisions {
 		s.opts.Log.InfoContext(ctx, "decided", "sweep_id", r.SweepID, "reservation_id", d.ReservationID, "subject", d.Subject,
 			"action", d.Action, "reason", d.Reason)
