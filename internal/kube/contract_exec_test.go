@@ -5,15 +5,16 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
 	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"go.opentelemetry.io/otel/sdk/trace"
@@ -34,21 +35,31 @@ func withoutWebSockets(t *testing.T, config *rest.Config) (c *rest.Config, refus
 	require.NoError(t, err)
 	roots := x509.NewCertPool()
 	require.True(t, roots.AppendCertsFromPEM(config.CAData))
-	proxy := &httputil.ReverseProxy{
-		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(server) },
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, DisableKeepAlives: true},
-	}
 	refused, spdy = new(atomic.Int32), new(atomic.Int32)
 	between := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch strings.ToLower(r.Header.Get("Upgrade")) {
-		case "websocket":
+		if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
 			refused.Add(1)
 			http.Error(w, "<h1>no WebSockets here</h1>", http.StatusForbidden)
 			return
-		case "spdy/3.1":
-			spdy.Add(1)
 		}
-		proxy.ServeHTTP(w, r)
+		spdy.Add(1)
+		there, err := tls.Dial("tcp", server.Host, &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12})
+		if !assert.NoError(t, err) {
+			return
+		}
+		defer there.Close()
+		here, _, err := w.(http.Hijacker).Hijack()
+		if !assert.NoError(t, err) {
+			return
+		}
+		defer here.Close()
+		_ = r.Write(there)
+		go func() {
+			_, _ = io.Copy(there, here)
+			_ = there.CloseWrite()
+		}()
+		// To the server's last byte: httputil.ReverseProxy drops the end where a late byte of the client's finds no reader.
+		_, _ = io.Copy(here, there)
 	}))
 	t.Cleanup(between.Close)
 	return &rest.Config{Host: between.URL, BearerToken: config.BearerToken}, refused, spdy
@@ -59,20 +70,29 @@ func bothProtocols(t *testing.T, test func(t *testing.T, w world)) {
 	t.Helper()
 	t.Run("WebSocket", func(t *testing.T) {
 		t.Parallel()
-		w := newWorld(t)
-		w.stack.CreatePod("gpu-dev-1", withHome)
-		test(t, w)
+		test(t, newWorldWithPod(t))
 	})
 	t.Run("SPDY", func(t *testing.T) {
 		t.Parallel()
-		w := newWorld(t)
-		w.stack.CreatePod("gpu-dev-1", withHome)
+		w := newWorldWithPod(t)
 		config, refused, spdy := withoutWebSockets(t, w.stack.Config)
 		w.Cluster = loggedIn(config)
 		test(t, w)
 		require.Positive(t, refused.Load())
 		require.Equal(t, refused.Load(), spdy.Load(), "each command ran once")
 	})
+}
+
+// newWorldWithPod has pod gpu-dev-1, ready for commands: its node knows that a moment later than the API server.
+func newWorldWithPod(t *testing.T) world {
+	t.Helper()
+	w := newWorld(t)
+	w.stack.CreatePod("gpu-dev-1", withHome)
+	eventually(t, func(c *assert.CollectT) {
+		_, err := w.Exec(t.Context(), w.command("true"))
+		require.NoError(c, err)
+	})
+	return w
 }
 
 func withHome(p *corev1.Pod) {
@@ -181,8 +201,7 @@ func TestContractWriteFile(t *testing.T) {
 // The user, who owns the home but is not root, swaps what the writer stands on for links, as fast as they can.
 func TestContractWriteFileIsNotLedOutOfTheHome(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.stack.CreatePod("gpu-dev-1", withHome)
+	w := newWorldWithPod(t)
 	const attack = `
 mkdir -p /root/private/empty && echo untouched >/root/private/FINAL.txt && echo untouched >/root/private/WARN_x && chown 65534 /home/dev
 exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c 'cd /home/dev; while :; do
@@ -198,10 +217,11 @@ done 2>/dev/null'`
 		c.Timeout = kube.MaxTimeout
 		_, _ = w.Exec(ctx, c)
 	}()
-	require.Eventually(t, func() bool {
-		owner, err := w.stack.Exec("gpu-dev-1", nil, "stat", "-c", "%u", "/home/dev")
-		return err == nil && owner == "65534\n"
-	}, 15*time.Second, 20*time.Millisecond)
+	eventually(t, func(c *assert.CollectT) {
+		owner, err := w.Exec(t.Context(), w.command("stat", "-c", "%u", "/home/dev"))
+		require.NoError(c, err)
+		require.Equal(c, "65534\n", string(owner.Stdout))
+	})
 	outcomes := map[string]int{}
 	for began := time.Now(); time.Since(began) < 2*time.Second; {
 		err := w.WriteFile(t.Context(), w.namespace, "gpu-dev-1", "gpu-dev", pod.File{Dir: "/home/dev", Name: "FINAL.txt", Content: "new\n", Replaces: "WARN_"})
@@ -245,8 +265,7 @@ func TestContractRunListing(t *testing.T) {
 
 func TestContractCommandsAndCallsAreTraced(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.stack.CreatePod("gpu-dev-1", withHome)
+	w := newWorldWithPod(t)
 	spans := tracetest.NewInMemoryExporter()
 	provider := trace.NewTracerProvider(trace.WithSyncer(spans))
 	cluster := kube.New(func(context.Context) (*rest.Config, error) { return w.stack.Config, nil }, kube.Options{

@@ -55,8 +55,13 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("exit code %d: %s", e.Code, e.Stderr)
 }
 
+// errCut is the error of a command that has not written all that it writes before it succeeds.
+var errCut = errors.New("the stream ended early")
+
 // Exec runs a command in a running container and returns what it wrote; the output is set even with an error. A command
-// that failed is an *ExitError. Which pod has that name is for the caller to look at first: the API knows no UID here.
+// that failed is an *ExitError. No error is no proof that it succeeded, or wrote no more: client-go takes a stream that
+// ends without a word for success, as it does when a proxy or the API server closes it early. What matters must be in
+// the output. Which pod has that name is for the caller to look at first: the API knows no UID here.
 //
 // The stream is a WebSocket, or SPDY where the way to the API server or its rules refuse that.
 func (c *Cluster) Exec(ctx context.Context, command Command) (Output, error) {

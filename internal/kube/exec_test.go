@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -128,4 +130,43 @@ func TestFileNamesThatLeadElsewhereAreRefusedUnsent(t *testing.T) {
 		require.Equal(t, fault.Permanent.String(), fault.KindOf(err).String(), "%+v: %v", f, err)
 	}
 	require.Zero(t, sent)
+}
+
+// client-go takes a stream that is closed before the exit code has come for a success.
+func TestAStreamClosedEarlyIsNoSuccess(t *testing.T) {
+	t.Parallel()
+	saying := func(stdout string) *kube.Cluster {
+		return answering(t, func(w http.ResponseWriter, r *http.Request) {
+			upgrader := websocket.Upgrader{Subprotocols: []string{"v5.channel.k8s.io"}}
+			conn, err := upgrader.Upgrade(w, r, nil)
+			if !assert.NoError(t, err) {
+				return
+			}
+			_ = conn.WriteMessage(websocket.BinaryMessage, append([]byte{1}, stdout...))
+			_ = conn.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(time.Second))
+			_, _, _ = conn.ReadMessage()
+			_ = conn.Close()
+		})
+	}
+	write := func(c *kube.Cluster) error {
+		return c.WriteFile(t.Context(), "gpu-dev", "p", "gpu-dev", pod.File{Dir: "/home/dev", Name: "a.txt", Content: "x"})
+	}
+	err := write(saying(""))
+	require.ErrorContains(t, err, "the stream ended early")
+	require.Equal(t, fault.Transient, fault.KindOf(err))
+	require.NoError(t, write(saying("written\n")))
+
+	for said, want := range map[string]pod.Listing{
+		"":                        {},
+		"1.2":                     {},
+		"1.2G\t.\n":               {Size: "1.2G"},
+		".\x00./a\x00":            {},
+		".\x00./a\x00./b":         {},
+		".\x00./a\x00./b\x00\x00": {Tree: "a\nb\n"},
+	} {
+		listing, err := saying(said).RunListing(t.Context(), "gpu-dev", "p", "gpu-dev", "/home/dev")
+		require.Error(t, err, "at least one half is missing")
+		require.Equal(t, want, listing, "%q", said)
+		require.Equal(t, fault.Transient, fault.KindOf(err))
+	}
 }

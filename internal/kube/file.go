@@ -31,7 +31,7 @@ const exitTaken = 73
 //     rename it within the home but not out of it, so that ".." stays the home,
 //   - lets the shell create the file (set -C: it must not exist), and renames it without following a link (mv -T).
 //
-// What others see under the name is the former file or the whole new one.
+// What others see under the name is the former file or the whole new one. At its end it says so.
 const writeScript = `set -eu
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 dir=$1 name=$2 size=$3 replaces=$4 own=.$2.new
@@ -49,12 +49,14 @@ cd -P -- "./$own"
 [ ! -L "../$name" ] || rm -f -- "../$name"
 [ ! -d "../$name" ] || no 73 "$name is a directory"
 mv -fT -- "./$name" "../$name"
-[ -n "$replaces" ] || exit 0
 cd -P -- "$home"
+if [ -n "$replaces" ]; then
 for old in ./"$replaces"*; do
 [ "$old" = "./$name" ] || rm -f -- "$old" 2>/dev/null || :
 done
 rm -rf -- ./."$replaces"*.new
+fi
+echo written
 `
 
 // WriteFile puts a small file before the user's eyes: all of it or nothing, readable by all, replacing what had the
@@ -65,7 +67,7 @@ func (c *Cluster) WriteFile(ctx context.Context, namespace, podName, container s
 	if !plainName(f.Name) || f.Replaces != "" && !plainName(f.Replaces) || !path.IsAbs(f.Dir) {
 		return fault.Errorf(fault.Permanent, "write %q in %q of %s: not a plain file name or not an absolute directory", f.Name, f.Dir, t)
 	}
-	_, err := c.Exec(ctx, Command{
+	output, err := c.Exec(ctx, Command{
 		Namespace: namespace,
 		Pod:       podName,
 		Container: container,
@@ -74,8 +76,11 @@ func (c *Cluster) WriteFile(ctx context.Context, namespace, podName, container s
 		Limit:     stderrLimit,
 		Timeout:   fileTimeout,
 	})
-	if err == nil {
+	if err == nil && string(output.Stdout) == "written\n" {
 		return nil
+	}
+	if err == nil {
+		err = errCut
 	}
 	kind := fault.KindOf(err)
 	if failed, ok := errors.AsType[*ExitError](err); ok && failed.Code == exitTaken {

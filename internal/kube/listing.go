@@ -22,16 +22,20 @@ const (
 )
 
 // Both scripts stay on the directory's own file system, which is the disk, and follow no link. find comes level by
-// level, so that one full directory cannot crowd out the rest, and begins with "." itself: without that it did not run.
+// level, so that one full directory cannot crowd out the rest, begins with "." itself, without which it did not run, and
+// ends with an empty name.
 const (
 	sizeScript = `PATH=/usr/sbin:/usr/bin:/sbin:/bin
 cd -P -- "$1" && du -shx .
 `
 	treeScript = `PATH=/usr/sbin:/usr/bin:/sbin:/bin
 cd -P -- "$1" || exit 1
+{
 for depth in 0 1 2 3; do
 find . -xdev -mindepth "$depth" -maxdepth "$depth" -print0 | LC_ALL=C sort -z
-done | head -c "$2"
+done
+printf '\0'
+} | head -c "$2"
 `
 )
 
@@ -54,14 +58,18 @@ func (c *Cluster) RunListing(ctx context.Context, namespace, podName, container,
 	both.Go(func() {
 		// Files that vanish under du, or that it may not read, make it fail after it has said what it could.
 		output, err := run(sizeScript, stderrLimit)
-		if listing.Size = disk.SizeText(string(output.Stdout)); listing.Size == "" {
+		if said := string(output.Stdout); strings.HasSuffix(said, "\n") {
+			listing.Size = disk.SizeText(said)
+		}
+		if listing.Size == "" {
 			noSize = fmt.Errorf("size of %s: %w", dir, why(err, output))
 		}
 	})
 	both.Go(func() {
 		output, err := run(treeScript, listingBytes)
 		names, whole := foundNames(output.Stdout)
-		if err != nil || len(names) == 0 {
+		cut := !whole && len(output.Stdout) < listingBytes
+		if err != nil || len(names) == 0 || cut {
 			noTree = fmt.Errorf("tree of %s: %w", dir, why(err, output))
 			return
 		}
@@ -71,23 +79,25 @@ func (c *Cluster) RunListing(ctx context.Context, namespace, podName, container,
 	return listing, errors.Join(noSize, noTree)
 }
 
-// why returns the error, or what was said instead where the command itself claims to have succeeded.
+// why returns the error, or what is known instead where the command itself claims to have succeeded.
 func why(err error, output Output) error {
 	if err == nil {
-		err = fmt.Errorf("no output: %s", strings.TrimSpace(strings.ToValidUTF8(string(output.Stderr), "\uFFFD")))
+		err = fmt.Errorf("%w: %q", errCut, output.Stderr)
 	}
 	return err
 }
 
-// foundNames splits what find wrote, dropping a last name cut in two; whole is false then, and where output just filled
-// the limit. There are none if it does not begin with the directory itself.
+// foundNames splits what find wrote, dropping a last name cut in two; whole is true if all of it is there. There are
+// none if it does not begin with the directory itself.
 func foundNames(output []byte) (names []string, whole bool) {
-	parts := strings.Split(string(output), "\x00")
-	if parts[0] != "." || len(parts) < 2 {
+	text, whole := strings.CutSuffix(string(output), "\x00\x00")
+	if !whole {
+		text = text[:max(strings.LastIndexByte(text, 0), 0)]
+	}
+	if names = strings.Split(text, "\x00"); names[0] != "." {
 		return nil, false
 	}
-	last := len(parts) - 1
-	return parts[:last], parts[last] == "" && len(output) < listingBytes
+	return names, whole
 }
 
 // tree draws names, given level by level, as an indented tree of at most MaxListing lines, the deepest left out first.

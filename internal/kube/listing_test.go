@@ -55,10 +55,13 @@ func TestFoundNames(t *testing.T) {
 	}{
 		"nothing: it did not run":   {"", nil, false},
 		"an error in place of it":   {"find: not found\n", nil, false},
-		"only the directory itself": {".\x00", []string{"."}, true},
-		"names":                     {".\x00./a\x00./b\x00", []string{".", "./a", "./b"}, true},
+		"an empty directory":        {".\x00\x00", []string{"."}, true},
+		"names":                     {".\x00./a\x00./b\x00\x00", []string{".", "./a", "./b"}, true},
+		"cut before the end":        {".\x00./a\x00./b\x00", []string{".", "./a", "./b"}, false},
 		"cut in a name":             {".\x00./a\x00./b", []string{".", "./a"}, false},
+		"only the directory itself": {".\x00", []string{"."}, false},
 		"cut in the first":          {".", nil, false},
+		"nothing but an end":        {"\x00\x00", nil, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -67,10 +70,6 @@ func TestFoundNames(t *testing.T) {
 			require.Equal(t, c.whole, whole)
 		})
 	}
-	_, whole := foundNames([]byte(".\x00" + strings.Repeat("./abcd\x00", listingBytes/7)))
-	require.True(t, whole)
-	_, whole = foundNames([]byte(".\x00" + strings.Repeat("a", listingBytes-3) + "\x00"))
-	require.False(t, whole, "the limit may have cut it just after a name")
 }
 
 func TestTreeHoldsItsLimitWhateverIsFound(t *testing.T) {

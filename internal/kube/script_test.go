@@ -14,6 +14,8 @@ import (
 )
 
 // runWrite runs the script as a container would, with the machine's own shell and tools.
+//
+// On success, and then only, it must say so.
 func runWrite(t *testing.T, dir, name, content, replaces string, size int) (stderr string, code int) {
 	t.Helper()
 	return runScript(t, writeScript, dir, name, content, replaces, size)
@@ -23,12 +25,13 @@ func runScript(t *testing.T, script, dir, name, content, replaces string, size i
 	t.Helper()
 	c := exec.CommandContext(t.Context(), "/bin/sh", "-c", "umask 077\n"+script, "sh", dir, name, strconv.Itoa(size), replaces)
 	c.Stdin = strings.NewReader(content)
-	var out strings.Builder
-	c.Stderr = &out
+	var said, out strings.Builder
+	c.Stdout, c.Stderr = &said, &out
 	err := c.Run()
 	if c.ProcessState == nil {
 		require.NoError(t, err)
 	}
+	require.Equal(t, err == nil, said.String() == "written\n")
 	return out.String(), c.ProcessState.ExitCode()
 }
 
