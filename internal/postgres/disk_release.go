@@ -93,7 +93,7 @@ func (db *DB) ReleaseDisk(ctx context.Context, s SnapshotRecord, fate VolumeFate
 		_, err := tx.Exec(ctx, `
 			update expiry.snapshots
 			set volume_deleted_at = case when $2 = 'deleted' then clock_timestamp() end,
-			    volume_set_aside_at = case when $2 = 'set aside' then clock_timestamp() end
+			    volume_aside_at = case when $2 = 'set aside' then clock_timestamp() end
 			where intent_id = $1`, s.IntentID, fate)
 		return err
 	})

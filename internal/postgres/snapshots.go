@@ -44,19 +44,22 @@ type SnapshotRecord struct {
 	VolumeAsideAt   time.Time // the volume stays for a while, but is not the disk's any more
 	VolumeDeletedAt time.Time
 	Looks           int       // in vain, for what an unanswered request may have made
+	Detail          string    // why it failed or was abandoned
 	Now             time.Time // the database's clock at this reading
 }
 
 const snapshotColumns = `s.intent_id, coalesce(s.snapshot_id, ''), coalesce(s.reservation_id, ''), s.user_id, s.disk_name,
 	coalesce(s.volume_id, ''), s.attempt, s.state, s.crash_consistent, coalesce(s.disk_size, ''), coalesce(s.content_key, ''),
-	s.intended_at, s.started_at, s.settled_at, s.volume_set_aside_at, s.volume_deleted_at, s.looks, clock_timestamp()`
+	s.intended_at, s.started_at, s.settled_at, s.volume_aside_at, s.volume_deleted_at, s.looks,
+	coalesce(s.detail, ''), clock_timestamp()`
 
 func scanSnapshot(row pgx.CollectableRow) (SnapshotRecord, error) {
 	var s SnapshotRecord
 	var started, settled, aside, deleted *time.Time
 	err := row.Scan(&s.IntentID, &s.SnapshotID, &s.ReservationID, &s.User, &s.DiskName,
 		&s.VolumeID, &s.Attempt, &s.State, &s.CrashConsistent, &s.DiskSize, &s.ContentURL,
-		&s.IntendedAt, &started, &settled, &aside, &deleted, &s.Looks, &s.Now)
+		&s.IntendedAt, &started, &settled, &aside, &deleted, &s.Looks,
+		&s.Detail, &s.Now)
 	s.StartedAt, s.SettledAt, s.VolumeAsideAt, s.VolumeDeletedAt = orZero(started), orZero(settled), orZero(aside), orZero(deleted)
 	return s, err
 }

@@ -161,7 +161,7 @@ create table expiry.snapshots (
     intended_at       timestamptz not null default clock_timestamp(),
     started_at        timestamptz,                -- by EC2's clock
     settled_at        timestamptz,                -- when the state was last flipped
-    volume_set_aside_at timestamptz,              -- it stays for a while, but is not the disk's any more
+    volume_aside_at   timestamptz,                -- it stays for a while, but is not the disk's any more
     volume_deleted_at timestamptz
 );
 create index snapshots_of_disk on expiry.snapshots (user_id, disk_name);
