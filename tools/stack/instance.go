@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -123,7 +124,10 @@ func (s *stack) spawn(ctx context.Context, name string, cmd *exec.Cmd, in *insta
 		}
 		select {
 		case err := <-ended:
-			return fmt.Errorf("ended (%v) before it was ready:\n%s", err, s.logTail(name))
+			if err == nil {
+				err = errors.New("exit status 0")
+			}
+			return fmt.Errorf("ended before it was ready: %w\n%s", err, s.logTail(name))
 		case <-ctx.Done():
 			_ = in.stop(context.WithoutCancel(ctx))
 			return fmt.Errorf("not ready: %w\n%s", lastErr, s.logTail(name))

@@ -70,9 +70,8 @@ func startAPIServer(ctx context.Context, o Options, files *files, etcd, token st
 	result := make(chan error, 1)
 	done.Go(func() {
 		defer ended()
-		err := app.Run(ctx, complete)
-		if ctx.Err() == nil {
-			result <- fmt.Errorf("kube-apiserver ended by itself: %v", err)
+		if err := app.Run(ctx, complete); ctx.Err() == nil {
+			result <- errors.Join(errors.New("kube-apiserver ended by itself"), err)
 		}
 	})
 	return "https://" + server.SecureServing.Listener.Addr().String(), result, nil

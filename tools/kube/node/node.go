@@ -6,6 +6,7 @@ package node
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -75,8 +76,8 @@ func Run(ctx context.Context, o Options) error {
 			}
 		},
 	})
-	if nodesErr != nil || podsErr != nil {
-		return fmt.Errorf("watch nodes and pods: %v %v", nodesErr, podsErr)
+	if err := errors.Join(nodesErr, podsErr); err != nil {
+		return fmt.Errorf("watch nodes and pods: %w", err)
 	}
 	shared.Start(ctx.Done())
 	shared.WaitForCacheSync(ctx.Done())

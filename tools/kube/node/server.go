@@ -35,7 +35,7 @@ func (k *kubelet) serve(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for the kubelet API: %w", err)
 	}
-	k.port = int32(listener.Addr().(*net.TCPAddr).Port)
+	k.port = int32(listener.Addr().(*net.TCPAddr).Port) //nolint:gosec // a port fits
 	mux := http.NewServeMux()
 	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", k.handleExec)
 	mux.HandleFunc("/exec/{namespace}/{pod}/{uid}/{container}", k.handleExec)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -23,17 +24,17 @@ func main() {
 	nodes := flag.Int("nodes", 3, "simulated nodes to begin with; any Node labelled "+node.SimulatedLabel+" becomes one")
 	audit := flag.String("audit-log", "", "file for the API server's audit log (none if empty)")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, *dir, *nodes, *audit); err != nil {
+	if err := run(*dir, *nodes, *audit); err != nil {
 		fmt.Fprintln(os.Stderr, "devcluster:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, dir string, nodes int, audit string) error {
+func run(dir string, nodes int, audit string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	if dir == "" {
-		return fmt.Errorf("--dir is required")
+		return errors.New("--dir is required")
 	}
 	logger := klog.Background()
 	pods := &node.Sandboxes{Dir: filepath.Join(dir, "pods"), Volumes: filepath.Join(dir, "volumes")}
