@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -50,7 +51,7 @@ func run(command string) error {
 		fmt.Print(usage)
 		return nil
 	}
-	s, err := openStack()
+	s, err := openStack(cmp.Or(os.Getenv("STACK_DIR"), ".stack"))
 	if err != nil {
 		return err
 	}

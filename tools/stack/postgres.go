@@ -184,6 +184,8 @@ func (s *stack) aptInstall(ctx context.Context, component, pkg string) error {
 	if _, err := exec.LookPath("apt-get"); err != nil || os.Geteuid() != 0 {
 		return fmt.Errorf("%s is not installed: install it (on Debian: apt-get install %s)", component, pkg)
 	}
+	s.apt.Lock()
+	defer s.apt.Unlock()
 	s.log.say(component, "installing the Debian package %s", pkg)
 	begun := time.Now()
 	for _, args := range [][]string{{"update"}, {"install", "--yes", "--no-install-recommends", pkg}} {

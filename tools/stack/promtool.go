@@ -39,6 +39,8 @@ func (p *promtool) unpack(ctx context.Context, s *stack) error {
 		return fmt.Errorf("make a directory: %w", err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	s.apt.Lock()
+	defer s.apt.Unlock()
 	s.log.say(p.name(), "unpacking it from the Debian package prometheus")
 	run := func(program string, args ...string) error {
 		cmd := exec.CommandContext(ctx, program, args...)

@@ -37,11 +37,13 @@ type stack struct {
 	cache string // what is built once per user and version
 	log   *progress
 
+	apt       sync.Mutex // one apt-get at a time
 	mu        sync.Mutex
 	instances map[string]*instance
 }
 
-func openStack() (*stack, error) {
+// openStack opens the stack in a directory, relative to the repository; there may be nothing in it yet.
+func openStack(dir string) (*stack, error) {
 	repo, err := findRepository()
 	if err != nil {
 		return nil, err
@@ -50,14 +52,10 @@ func openStack() (*stack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the cache directory: %w", err)
 	}
-	s := &stack{repo: repo, cache: filepath.Join(cache, "reservation-expiry"), log: newProgress(os.Stderr)}
-	s.dir = os.Getenv("STACK_DIR")
-	if s.dir == "" {
-		s.dir = ".stack"
+	if !filepath.IsAbs(dir) {
+		dir = filepath.Join(repo, dir)
 	}
-	if !filepath.IsAbs(s.dir) {
-		s.dir = filepath.Join(repo, s.dir)
-	}
+	s := &stack{dir: dir, repo: repo, cache: filepath.Join(cache, "reservation-expiry"), log: newProgress(os.Stderr)}
 	s.instances, err = loadInstances(s.runDir())
 	return s, err
 }
