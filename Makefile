@@ -18,9 +18,20 @@ help: ## List the targets
 build: ## Build bin/reservation-expiry
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./function
 
+# A long build says now and then that it is still at it; what goes wrong is shown as it is.
+COUNTED := 2>&1 | awk '/^[^ :]*$$/ && !/^\#/ { if (++n % 100 == 0) { print "  " n " packages, at " $$0; fflush() } next } { print }'
+
 .PHONY: demo
-demo: build stack-build ## Watch twenty reservations end, on real components (KEEP=1 leaves it running)
-	go run ./tools/demo
+demo: ## Watch reservations end, on real components (KEEP=1 leaves it running)
+	@echo "building the service and the demo (some minutes the first time, seconds later)"
+	@go build -v -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./function $(COUNTED)
+	@go build -v -o bin/demo ./internal/demo $(COUNTED)
+	@go build -v -C tools -o $(CURDIR)/bin/stack ./stack $(COUNTED)
+	@KEEP=$(KEEP) bin/demo
+
+.PHONY: demo-down
+demo-down: ## Stop what make demo KEEP=1 has left running
+	@bin/demo down
 
 .PHONY: test
 test: lint stack-up ## Everything, on the real components, from a bare machine

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"gpudev.internal/reservation-expiry/internal/demo/platform"
+)
+
+// scenario sets something up on a stage, says what must be true in the end, and what happens meanwhile.
+type scenario func(s *stage)
+
+// stage is where one scenario is set up. After the first error its methods do nothing.
+type stage struct {
+	*platform.Platform
+	ctx      context.Context //nolint:containedctx // of the set-up, which the scenarios are written without
+	subjects []*subject
+	events   []*happening
+	err      error
+}
+
+// subject is a row of the table: a reservation, a disk or a pod.
+type subject struct {
+	*platform.Server
+	stage  *stage
+	title  string
+	note   string   // what the table says of it while nothing else is to be said
+	rows   string   // its rows as they were at the start
+	kept   []string // snapshots, in the order they were made
+	checks []check
+}
+
+// check is one expectation: holds returns nil, or an error that says what is the case instead.
+type check struct {
+	what  string
+	holds func(ctx context.Context, r *subject) error
+}
+
+// happening is what somebody else does once it is time.
+type happening struct {
+	what string
+	due  func(ctx context.Context) (bool, error)
+	do   func(ctx context.Context) error
+	done bool
+}
+
+// setAll sets up all scenarios, several at a time, and returns their stages in order.
+func setAll(ctx context.Context, p *platform.Platform, scenarios []scenario) ([]*stage, error) {
+	stages := make([]*stage, len(scenarios))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(8)
+	for i, set := range scenarios {
+		stages[i] = &stage{Platform: p, ctx: ctx}
+		group.Go(func() error {
+			set(stages[i])
+			return stages[i].err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, fmt.Errorf("set up: %w", err)
+	}
+	return stages, nil
+}
+
+func (s *stage) try(do func(ctx context.Context) error) {
+	if s.err == nil {
+		s.err = do(s.ctx)
+	}
+}
+
+// add makes a subject that is no reservation.
+func (s *stage) add(title string, server platform.Server) *subject {
+	r := &subject{stage: s, title: title, Server: &server}
+	s.subjects = append(s.subjects, r)
+	return r
+}
+
+// reserve writes a reservation.
+func (s *stage) reserve(title string, row platform.Reservation) *subject {
+	r := s.add(title, platform.Server{})
+	row.Name = title
+	s.try(func(ctx context.Context) error {
+		server, err := s.Reserve(ctx, row)
+		*r.Server = server
+		return err
+	})
+	return r
+}
+
+// expect adds expectations.
+func (r *subject) expect(checks ...check) *subject {
+	r.checks = append(r.checks, checks...)
+	return r
+}
+
+// says sets what the table notes while nothing else is to be said.
+func (r *subject) says(note string) *subject {
+	r.note = note
+	return r
+}
+
+// onDisk makes and attaches the volume of its disk.
+func (r *subject) onDisk() *subject {
+	r.stage.try(func(ctx context.Context) error { return r.stage.AttachDisk(ctx, r.Server) })
+	return r
+}
+
+// running starts its server.
+func (r *subject) running() *subject {
+	r.stage.try(func(ctx context.Context) error { return r.stage.Start(ctx, r.Server) })
+	return r
+}
+
+// sh runs a command in its server.
+func (r *subject) sh(command string) *subject {
+	r.stage.try(func(ctx context.Context) error {
+		_, err := r.stage.ExecInPod(ctx, r.Pod, "sh", "-c", command)
+		return err
+	})
+	return r
+}
+
+// also does something more to it.
+func (r *subject) also(do func(ctx context.Context) error) *subject {
+	r.stage.try(do)
+	return r
+}
+
+// meanwhile has somebody do something as soon as it is due.
+func (s *stage) meanwhile(what string, due func(ctx context.Context) (bool, error), do func(ctx context.Context) error) {
+	s.events = append(s.events, &happening{what: what, due: due, do: do})
+}
+
+// holding finds, at the same time for all, which expectations do not hold yet. Those that never change their mind are
+// asked again in the end.
+func failing(ctx context.Context, subjects []*subject) map[*subject][]error {
+	var mu sync.Mutex
+	found := map[*subject][]error{}
+	var group errgroup.Group
+	group.SetLimit(8)
+	for _, r := range subjects {
+		group.Go(func() error {
+			errs := make([]error, len(r.checks))
+			bad := false
+			for i, c := range r.checks {
+				errs[i] = c.holds(ctx, r)
+				bad = bad || errs[i] != nil
+			}
+			if bad {
+				mu.Lock()
+				defer mu.Unlock()
+				found[r] = errs
+			}
+			return nil
+		})
+	}
+	_ = group.Wait()
+	return found
+}
