@@ -132,7 +132,10 @@ func TestTheStatementsAgreeWithThePureRulesOnDeadlines(t *testing.T) {
 		for _, id := range ids {
 			r := rows[id]
 			if slices.Contains(expired, id) {
-				require.True(rt, reservation.Overdue(r, masterOf(r), later, grace), "%s is not overdue", id)
+				deadline, anomaly := reservation.EffectiveDeadline(r, masterOf(r), now)
+				require.Equal(rt, reservation.Active, r.Status, id)
+				require.Equal(rt, reservation.NoAnomaly, anomaly, id)
+				require.True(rt, deadline.Add(grace).Before(later), "%s is not overdue", id)
 			} else {
 				require.False(rt, reservation.Overdue(r, masterOf(r), now, grace), "%s is overdue", id)
 			}

@@ -58,11 +58,11 @@ func TestAPartThatDoesNotEvenStopIsLeftBehind(t *testing.T) {
 	w := newWorld(t)
 	w.populate()
 	g := newGate(t)
-	s := before(w.sweeper(func(o *Options) { o.Timeout = 4 * time.Second }), g.part())
+	s := before(w.sweeper(func(o *Options) { o.Timeout = 10 * time.Second }), g.part())
 	began := time.Now()
 	r, err := s.Sweep(t.Context(), event.Ping, event.SweepRequest{})
 	require.NoError(t, err)
-	require.Less(t, time.Since(began), 4*time.Second)
+	require.Less(t, time.Since(began), 10*time.Second)
 	require.Equal(t, Partial, r.Outcome)
 	require.Contains(t, r.Failures[0].Error, "does not stop")
 	require.Equal(t, 1, r.Counts["expired"])
@@ -72,7 +72,7 @@ func TestWhatDoesNotFitIsFoundByTheNextTick(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.populate()
-	s := w.sweeper(func(o *Options) { o.Timeout = time.Second })
+	s := w.sweeper(func(o *Options) { o.Timeout = 4 * time.Second })
 	for range 3 { // at the end: the parts before it are decided first
 		s.parts = append(s.parts, part{name: "slow", plan: func(ctx context.Context, _ *pass) (plan, error) {
 			<-ctx.Done()
@@ -84,7 +84,7 @@ func TestWhatDoesNotFitIsFoundByTheNextTick(t *testing.T) {
 	require.Equal(t, Partial, r.Outcome)
 	require.Equal(t, 1, r.Counts["expired"])
 	require.Len(t, r.Failures, 3)
-	require.Less(t, r.FinishedAt.Sub(r.StartedAt), 3*time.Second)
+	require.Less(t, r.FinishedAt.Sub(r.StartedAt), 4*time.Second)
 }
 
 func TestAProcessToldToStopGivesTheLeaseBack(t *testing.T) {
