@@ -61,13 +61,15 @@ const (
 // The core group is all that is talked to. A scheme of it alone, in place of the typed client set, makes half the
 // binary and starts in half the time, which counts for a process that is started for each tick.
 var (
-	scheme     = runtime.NewScheme()
+	scheme     = coreScheme()
 	parameters = runtime.NewParameterCodec(scheme)
 )
 
-func init() {
-	utilruntime.Must(corev1.AddToScheme(scheme))
-	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion)
+func coreScheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	utilruntime.Must(corev1.AddToScheme(s))
+	metav1.AddToGroupVersion(s, corev1.SchemeGroupVersion)
+	return s
 }
 
 // connect returns the client, made at first use. A failure is not remembered.

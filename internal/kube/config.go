@@ -13,7 +13,13 @@ import (
 type Source func(ctx context.Context) (*rest.Config, error)
 
 // InCluster is the Source of a process that runs in a pod: the pod's own account, its token read anew as it changes.
-func InCluster(context.Context) (*rest.Config, error) { return rest.InClusterConfig() }
+func InCluster(context.Context) (*rest.Config, error) {
+	config, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, fmt.Errorf("read the pod's account: %w", err)
+	}
+	return config, nil
+}
 
 // Kubeconfig is the Source named by KUBECONFIG: one file, or several that are merged, and their current context.
 func Kubeconfig(context.Context) (*rest.Config, error) {

@@ -114,26 +114,32 @@ func (c *Cluster) stream(ctx context.Context, t target, command Command, streams
 	}
 	websocket, err := remotecommand.NewWebSocketExecutor(config, "GET", r.URL().String())
 	if err != nil {
-		return err
+		return fmt.Errorf("prepare a WebSocket: %w", err)
 	}
 	spdy, err := remotecommand.NewSPDYExecutor(config, "POST", r.URL())
 	if err != nil {
-		return err
+		return fmt.Errorf("prepare SPDY: %w", err)
 	}
 	err = websocket.StreamWithContext(ctx, streams)
+	if err == nil {
+		return nil
+	}
 	if !refused(err) {
-		return err
+		return fmt.Errorf("by WebSocket: %w", err)
 	}
 	// Refused before the command began: nothing runs twice, and stdin is unread.
 	again := spdy.StreamWithContext(ctx, streams)
-	if again == nil || !strings.Contains(again.Error(), "unable to upgrade connection") {
-		return again
+	if again == nil {
+		return nil
+	}
+	if !strings.Contains(again.Error(), "unable to upgrade connection") {
+		return fmt.Errorf("by SPDY: %w", again)
 	}
 	// SPDY's refusal is a mere text; the WebSocket's holds what the API server said, if it was the one.
 	if upgrade, ok := errors.AsType[*httpstream.UpgradeFailureError](err); ok {
 		err = upgrade.Cause
 	}
-	return fmt.Errorf("%w; by SPDY: %w", err, again)
+	return fmt.Errorf("by WebSocket: %w; by SPDY: %w", err, again)
 }
 
 // refused reports whether the stream could not be opened as a WebSocket at all: a 403 from something on the way, an API

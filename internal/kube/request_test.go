@@ -106,8 +106,11 @@ func TestADeletionNamesTheUIDAndTheGracePeriod(t *testing.T) {
 	t.Parallel()
 	var bodies []string
 	cluster := answering(t, func(w http.ResponseWriter, r *http.Request) {
-		var o metav1.DeleteOptions
-		readOptions(t, r, &o)
+		o, err := deleteOptions(r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
 		grace := "none"
 		if o.GracePeriodSeconds != nil {
 			grace = fmt.Sprint(*o.GracePeriodSeconds)

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -78,13 +77,15 @@ func answeringWrapped(t *testing.T, seen *[]string) *kube.Cluster {
 	}})
 }
 
-// readOptions decodes a request's body as an API server would, protobuf or JSON.
-func readOptions(t *testing.T, r *http.Request, into runtime.Object) {
-	t.Helper()
+// deleteOptions decodes a request's body as an API server would, protobuf or JSON.
+func deleteOptions(r *http.Request) (*metav1.DeleteOptions, error) {
 	scheme := runtime.NewScheme()
 	metav1.AddToGroupVersion(scheme, corev1.SchemeGroupVersion)
 	body, err := io.ReadAll(r.Body)
-	assert.NoError(t, err)
+	if err != nil {
+		return nil, err
+	}
+	into := &metav1.DeleteOptions{}
 	_, _, err = serializer.NewCodecFactory(scheme).UniversalDeserializer().Decode(body, nil, into)
-	assert.NoError(t, err)
+	return into, err
 }
