@@ -68,12 +68,12 @@ func TestAPartThatDoesNotEvenStopIsLeftBehind(t *testing.T) {
 	require.Equal(t, 1, r.Counts["expired"])
 }
 
-func TestWhatDoesNotFitIsFoundByTheNextTick(t *testing.T) {
+func TestDeadlinesAndWarningsComeBeforeWhatIsSlow(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.populate()
 	s := w.sweeper(func(o *Options) { o.Timeout = 4 * time.Second })
-	for range 3 { // at the end: the parts before it are decided first
+	for range 3 {
 		s.parts = append(s.parts, part{name: "slow", plan: func(ctx context.Context, _ *pass) (plan, error) {
 			<-ctx.Done()
 			return plan{}, ctx.Err()
@@ -83,8 +83,26 @@ func TestWhatDoesNotFitIsFoundByTheNextTick(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Partial, r.Outcome)
 	require.Equal(t, 1, r.Counts["expired"])
+	require.Equal(t, 1, r.Counts["warningsRequested"])
 	require.Len(t, r.Failures, 3)
 	require.Less(t, r.FinishedAt.Sub(r.StartedAt), 4*time.Second)
+}
+
+func TestWhatDoesNotFitIsFoundByTheNextTick(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.populate()
+	s := before(w.sweeper(func(o *Options) { o.Timeout = time.Second }), newGate(t).part()) // and its stopping is not waited for
+	r, err := s.Sweep(t.Context(), event.Ping, event.SweepRequest{})
+	require.NoError(t, err)
+	require.Equal(t, Failed, r.Outcome)
+	require.Len(t, r.Failures, len(s.parts))
+	require.Contains(t, r.Failures[1].Error, "not begun: its share of the sweep's time is over")
+	require.Empty(t, w.texts("select reservation_id from reservations where status = 'expired'"))
+
+	r = w.sweep()
+	require.Equal(t, 1, r.Counts["expired"])
+	require.Equal(t, 1, r.Counts["stuckFailed"])
 }
 
 func TestAProcessToldToStopGivesTheLeaseBack(t *testing.T) {
