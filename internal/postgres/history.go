@@ -29,6 +29,9 @@ var history = []struct{ table, old string }{
 	{"pods", `x.first_seen_at < $2 and ` + over},
 	{"snapshots", `x.state = 'purged' and x.settled_at < $2`},
 	{"cleanups", `x.settled_at < $2`},
+	{"traces", `x.updated_at < $2
+	     and not exists (select from reservations r where r.reservation_id = x.reservation_id)
+	     and not exists (select from expiry.cleanups c where c.reservation_id = x.reservation_id)`},
 }
 
 // ForgetHistory deletes what is over since before the given time, at most limit rows of each table, and returns how

@@ -3,6 +3,7 @@ package reservation
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,6 +35,19 @@ func stateEntered(column []byte, status Status) (entered time.Time, ok bool) {
 		entered, ok = entry.time()
 	}
 	return entered, ok
+}
+
+// FirstEntered returns when a reservation first had one of the given statuses, as far as its status_history (see
+// stateEntered) tells.
+func FirstEntered(column []byte, statuses ...Status) (time.Time, bool) {
+	for _, entry := range historyEntries(column) {
+		if status, named := entry.status(); named && slices.Contains(statuses, status) {
+			if t, ok := entry.time(); ok && !absurd(At(t)) {
+				return t, true
+			}
+		}
+	}
+	return time.Time{}, false
 }
 
 type historyEntry map[string]json.RawMessage

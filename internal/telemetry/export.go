@@ -22,10 +22,18 @@ type Record struct {
 	Links       []trace.Link
 }
 
+// SpanID returns the id under which the record is written.
+func (r Record) SpanID() trace.SpanID {
+	if r.Phase == "" {
+		return RootSpanID(r.Reservation.ID)
+	}
+	return PhaseSpanID(r.Reservation.ID, r.Phase)
+}
+
 // Exporting reports whether spans go anywhere: without a collector there is nothing to claim or mark.
 func (t *Telemetry) Exporting() bool { return t.spans != nil }
 
-// Export sends records in one request and returns nil once the collector has acknowledged them, at most 0.4 s
+// Export sends records in one request and returns nil once the collector has acknowledged them, at most 0.35 s
 // later. After any other error than ErrUnconfirmed they certainly did not arrive and may be sent again. Like
 // Flush it does not heed ctx being cancelled.
 func (t *Telemetry) Export(ctx context.Context, records ...Record) error {
@@ -43,9 +51,9 @@ func (t *Telemetry) Export(ctx context.Context, records ...Record) error {
 
 func (t *Telemetry) write(r Record) sdktrace.ReadOnlySpan {
 	id := r.Reservation.ID
-	name, spanID, parent := string(r.Phase), PhaseSpanID(id, r.Phase), parentOf(r.Reservation)
+	name, parent := string(r.Phase), parentOf(r.Reservation)
 	if r.Phase == "" {
-		name, spanID = "reservation", RootSpanID(id)
+		name = "reservation"
 		// A trace id with an invalid span id: the trace is given, and there is no parent.
 		parent = trace.NewSpanContext(trace.SpanContextConfig{TraceID: TraceID(id), TraceFlags: trace.FlagsSampled})
 	}
@@ -53,7 +61,7 @@ func (t *Telemetry) write(r Record) sdktrace.ReadOnlySpan {
 	if r.Outcome != "" {
 		attrs = append(attrs, KeyReservationOutcome.String(r.Outcome))
 	}
-	ctx := withSpanID(trace.ContextWithRemoteSpanContext(context.Background(), parent), spanID)
+	ctx := withSpanID(trace.ContextWithRemoteSpanContext(context.Background(), parent), r.SpanID())
 	_, span := t.writer.Start(ctx, name, trace.WithTimestamp(r.Start), trace.WithAttributes(attrs...), trace.WithLinks(r.Links...))
 	if r.Error != "" {
 		span.SetStatus(codes.Error, r.Error)

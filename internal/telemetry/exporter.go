@@ -96,7 +96,7 @@ func metricExporter(ctx context.Context, getenv func(string) string) (sdkmetric.
 }
 
 // exportSpans sends spans and waits for the answer, no longer than ctx allows. The error is ErrUnconfirmed unless
-// it is certain that no connection was made; gRPC does not tell.
+// it is certain that no connection was made, or an answer came that refuses the spans; gRPC does not tell.
 func exportSpans(ctx context.Context, e sdktrace.SpanExporter, spans []sdktrace.ReadOnlySpan) error {
 	var dialled, connected atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -107,9 +107,13 @@ func exportSpans(ctx context.Context, e sdktrace.SpanExporter, spans []sdktrace.
 	switch {
 	case err == nil:
 		return nil
-	case dialled.Load() && !connected.Load():
+	case dialled.Load() && !connected.Load(), refused(err):
 		return fmt.Errorf("export %d spans: %w", len(spans), err)
 	default:
 		return fmt.Errorf("export %d spans: %w: %w", len(spans), ErrUnconfirmed, err)
 	}
 }
+
+// refused reports whether the collector has answered that it does not take the spans. The HTTP exporter has no error
+// for that, but quotes the body of such an answer, and of no other.
+func refused(err error) bool { return strings.Contains(err.Error(), "body: ") }

@@ -182,7 +182,7 @@ func TestWhatMayHaveArrivedIsNotSentTwice(t *testing.T) {
 	require.NoError(t, tel.Shutdown(t.Context()))
 }
 
-func TestExportTellsALostAnswerFromARefusedConnection(t *testing.T) {
+func TestExportTellsALostAnswerFromARefusal(t *testing.T) {
 	t.Parallel()
 	record := telemetry.Record{Reservation: reservation, Start: noon, End: noon}
 
@@ -197,6 +197,14 @@ func TestExportTellsALostAnswerFromARefusedConnection(t *testing.T) {
 	tel = exportingTo(t, newCollector(t, hang).URL)
 	require.ErrorIs(t, tel.Export(t.Context(), record), telemetry.ErrUnconfirmed)
 	_ = tel.Shutdown(t.Context())
+
+	for _, status := range []int{http.StatusBadRequest, http.StatusTooManyRequests, http.StatusServiceUnavailable} {
+		tel = exportingTo(t, newCollector(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }).URL)
+		err := tel.Export(t.Context(), record)
+		require.Error(t, err)
+		require.NotErrorIs(t, err, telemetry.ErrUnconfirmed, "an answer that refuses it leaves no doubt")
+		_ = tel.Shutdown(t.Context())
+	}
 }
 
 func TestDeliveriesThatFlushAtOnceLoseNothing(t *testing.T) {

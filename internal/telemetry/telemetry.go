@@ -27,7 +27,7 @@ const (
 
 	// A delivery may call Export once and Flush once, and must not lose more than a second by both.
 	flushBudget  = 500 * time.Millisecond
-	exportBudget = 400 * time.Millisecond
+	exportBudget = 350 * time.Millisecond
 )
 
 // Options are what Setup does not read from the environment. The zero value is what production uses.

@@ -195,6 +195,18 @@ create table expiry.fact_sequences (
     last    bigint not null
 );
 
+-- How far the trace of a reservation is written: spans that outlast every process are made from the rows when they
+-- are over, each once.
+create table expiry.traces (
+    reservation_id   text primary key,
+    stage            integer     not null default 0,    -- of its life, up to which all is written: see lifecycle.go
+    written          text[]      not null default '{}', -- spans that the collector has acknowledged
+    doubtful         boolean     not null default false, -- more may have arrived: somebody died, or got no answer
+    lease_token      uuid,
+    lease_expires_at timestamptz,                       -- without a token: not to be touched before
+    updated_at       timestamptz not null default clock_timestamp()
+);
+
 -- What the broker gave up on. The same event given up on again is the same row.
 create table expiry.dead_letters (
     dead_letter_id bigint generated always as identity primary key,

@@ -1,0 +1,273 @@
+package lifecycle_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"gpudev.internal/reservation-expiry/internal/lifecycle"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
+)
+
+func TestEachPhaseIsWrittenOnceWhenItEndsAndTheRootLast(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	writer := w.writer()
+	id := w.queue()
+	see := func(want ...string) {
+		t.Helper()
+		_, err := writer.Write(t.Context(), id)
+		require.NoError(t, err)
+		n, err := writer.Write(t.Context(), id)
+		require.NoError(t, err)
+		require.Zero(t, n, "nothing is written twice")
+		expected := map[string]int{}
+		for _, name := range want {
+			expected[name] = 1
+		}
+		require.Equal(t, expected, w.c.count(id))
+	}
+	see()
+	w.prepare(id)
+	see("queued")
+	w.launch(id)
+	see("queued", "preparing")
+	w.expire(id)
+	see("queued", "preparing", "active")
+	w.step(id, postgres.StepPod, "done")
+	see("queued", "preparing", "active", "step pod")
+	w.step(id, postgres.StepDisk, "released")
+	w.snapshot(id)
+	w.settle(id)
+	see("queued", "preparing", "active", "step pod", "step disk", "cleanup", "disk held", "snapshot", "reservation")
+
+	w.exec("update expiry.cleanups set settled_at = null where reservation_id = $1", id) // reopened
+	w.step(id, postgres.StepServices, "done")
+	w.settle(id)
+	see("queued", "preparing", "active", "step pod", "step disk", "cleanup", "disk held", "snapshot", "reservation")
+}
+
+func TestTheSpansOfALifeAreNestedInOrderAndSearchable(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.live()
+	_, err := w.writer().Write(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, whole(), w.c.count(id))
+	seen, err := w.c.Trace(t.Context(), strings.ReplaceAll(id, "-", ""))
+	require.NoError(t, err, "the reservation's id can be pasted")
+
+	byName, byID := map[string]int{}, map[string]int{}
+	for i, s := range seen.Spans {
+		byName[s.Name], byID[s.ID] = i, i
+	}
+	root := seen.Spans[byName["reservation"]]
+	require.Empty(t, root.ParentID)
+	for _, s := range seen.Spans {
+		require.Equal(t, id, s.Attributes["reservation.id"])
+		require.Equal(t, "ada", s.Attributes["user.id"])
+		require.Equal(t, "h100", s.Attributes["gpu.type"])
+		require.Equal(t, "expired", s.Attributes["reservation.status"])
+		require.NotEmpty(t, s.Attributes["reservation.outcome"], s.Name)
+		if s.Name == "reservation" {
+			continue
+		}
+		i, known := byID[s.ParentID]
+		require.True(t, known, "%s has its parent", s.Name)
+		parent := seen.Spans[i]
+		require.False(t, s.Start.Before(parent.Start), "%s begins within %s", s.Name, parent.Name)
+		require.False(t, s.End().After(parent.End()), "%s ends within %s", s.Name, parent.Name)
+	}
+	require.Equal(t, seen.Spans[byName["queued"]].End(), seen.Spans[byName["preparing"]].Start)
+	require.Equal(t, seen.Spans[byName["preparing"]].End(), seen.Spans[byName["active"]].Start)
+	require.Equal(t, seen.Spans[byName["active"]].End(), seen.Spans[byName["cleanup"]].Start)
+	require.Equal(t, "released", root.Attributes["reservation.outcome"])
+	require.Equal(t, "its time was over", root.Attributes["reservation.reason"])
+	require.Equal(t, "gpu-dev-1", seen.Spans[byName["active"]].Attributes["k8s.pod.name"])
+}
+
+func TestManyProcessesWriteEachSpanOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var ids []string
+	for range 60 {
+		ids = append(ids, w.live())
+	}
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			writer := w.writer(func(o *lifecycle.Options) { o.Batch = 5 })
+			for done := 0; done < 10; done++ {
+				_, err := writer.Write(t.Context(), ids[done])
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	for n := 1; n > 0; { // what the loops had no time for
+		var err error
+		n, err = w.writer().Write(t.Context())
+		require.NoError(t, err)
+	}
+	for _, id := range ids {
+		require.Equal(t, whole(), w.c.count(id))
+	}
+}
+
+func TestWithoutACollectorNothingIsClaimed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.live()
+	n, err := lifecycle.New(w.db, telemetry.Disabled(), lifecycle.Options{}).Write(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, n)
+	var rows int
+	require.NoError(t, w.raw.QueryRow(t.Context(), "select count(*) from expiry.traces").Scan(&rows))
+	require.Zero(t, rows)
+}
+
+// dying is a store whose process dies at a moment: what it was to do then is not done, nor is anything later.
+type dying struct {
+	*postgres.DB
+	unclaimed bool // it dies before it claims, else before it marks
+}
+
+var errKilled = errors.New("killed")
+
+func (d dying) ClaimTraces(ctx context.Context, token uuid.UUID, lease time.Duration, limit int, also ...string) ([]postgres.Lifecycle, error) {
+	lives, err := d.DB.ClaimTraces(ctx, token, lease, limit, also...)
+	if d.unclaimed {
+		return nil, errKilled
+	}
+	return lives, err
+}
+
+func (d dying) SettleTraces(context.Context, uuid.UUID, []postgres.TraceMark) error { return errKilled }
+
+func TestOnlyAKillBetweenAcknowledgementAndMarkWritesTwice(t *testing.T) {
+	t.Parallel()
+	twice := whole()
+	for name := range twice {
+		twice[name] = 2
+	}
+	for name, c := range map[string]struct {
+		kill    func(w *world) lifecycle.Store // nil: none
+		manner  manner
+		viewing bool
+		want    map[string]int
+	}{
+		"nothing happens":                              {want: whole()},
+		"killed between claim and export":              {kill: func(w *world) lifecycle.Store { return dying{w.db, true} }, want: whole()},
+		"killed between acknowledgement and mark":      {kill: func(w *world) lifecycle.Store { return dying{w.db, false} }, want: twice},
+		"the same, and somebody can look":              {kill: func(w *world) lifecycle.Store { return dying{w.db, false} }, viewing: true, want: whole()},
+		"refused for now":                              {manner: refuses, want: whole()},
+		"the answer is lost":                           {manner: losesAnswers, want: whole()},
+		"the answer is lost, and somebody can look":    {manner: losesAnswers, viewing: true, want: whole()},
+		"the request is lost, and somebody can look":   {manner: losesRequests, viewing: true, want: whole()},
+		"the request is lost, and nobody can look":     {manner: losesRequests, want: map[string]int{}}, // the price of no doubles
+		"killed, the answer is lost, and one can look": {kill: func(w *world) lifecycle.Store { return dying{w.db, false} }, manner: losesAnswers, viewing: true, want: whole()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			id := w.live()
+			var options []func(*lifecycle.Options)
+			if c.viewing {
+				options = append(options, w.viewing)
+			}
+			store := lifecycle.Store(w.db)
+			if c.kill != nil {
+				store = c.kill(w)
+			}
+			w.c.become(c.manner)
+			_, err := w.writerTo(store, options...).Write(t.Context())
+			if c.kill != nil || c.manner != takes {
+				require.Error(t, err)
+			}
+			w.c.become(takes)
+			for range 3 {
+				w.timePasses()
+				_, err := w.writer(options...).Write(t.Context())
+				require.NoError(t, err)
+			}
+			require.Equal(t, c.want, w.c.count(id))
+		})
+	}
+}
+
+func TestWhateverTheCollectorDoesNoSpanIsWrittenTwice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	rapid.Check(t, func(r *rapid.T) {
+		viewing := rapid.Bool().Draw(r, "viewing")
+		var options []func(*lifecycle.Options)
+		if viewing {
+			options = append(options, w.viewing)
+		}
+		id := w.queue()
+		life := []func(){
+			func() { w.prepare(id) }, func() { w.launch(id) }, func() { w.expire(id) },
+			func() { w.step(id, postgres.StepPod, "done") }, func() { w.step(id, postgres.StepDNS, "done") },
+			func() { w.settle(id) },
+		}
+		for _, event := range life {
+			event()
+			for range rapid.IntRange(0, 2).Draw(r, "writes") {
+				w.c.become(rapid.SampledFrom([]manner{takes, refuses, losesAnswers, losesRequests}).Draw(r, "manner"))
+				if rapid.Bool().Draw(r, "later") {
+					w.timePasses()
+				}
+				store := lifecycle.Store(w.db)
+				if rapid.IntRange(0, 3).Draw(r, "dies") == 0 {
+					store = dying{w.db, !viewing || rapid.Bool().Draw(r, "before")} // after: only where somebody can look
+				}
+				_, _ = w.writerTo(store, options...).Write(t.Context(), id)
+			}
+		}
+		w.c.become(takes)
+		for range 3 {
+			w.timePasses()
+			if _, err := w.writer(options...).Write(t.Context(), id); err != nil {
+				r.Fatal(err)
+			}
+		}
+		seen := w.c.count(id)
+		for name, n := range seen {
+			if n != 1 {
+				r.Fatalf("%s was written %d times", name, n)
+			}
+		}
+		if viewing && len(seen) != 8 {
+			r.Fatalf("of 8 spans these were written: %v", seen)
+		}
+	})
+}
+
+func TestATraceOfOneWhoIsForgottenIsForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.live()
+	gone := w.live()
+	_, err := w.writer().Write(t.Context())
+	require.NoError(t, err)
+	w.exec("delete from expiry.cleanups")
+	w.exec("delete from reservations where reservation_id = $1", gone)
+	lease, _, ok, err := w.db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
+	require.NoError(t, err)
+	require.True(t, ok)
+	_, err = w.db.ForgetHistory(t.Context(), lease, time.Now().Add(time.Hour), 100)
+	require.NoError(t, err)
+	var rows int
+	require.NoError(t, w.raw.QueryRow(t.Context(), "select count(*) from expiry.traces").Scan(&rows))
+	require.Equal(t, 1, rows, "what is still the platform's might otherwise be written again")
+}

@@ -1,0 +1,156 @@
+// Package lifecycle writes into a reservation's trace what outlasts every process that works on it: the phases of its
+// life, the steps of its cleanup and, last of all, the root.
+package lifecycle
+
+import (
+	"cmp"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/reservation"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
+)
+
+// Root is the name under which the root is remembered as written. Phases have their own names.
+const Root = "reservation"
+
+// Name is what a record is remembered by.
+func Name(r telemetry.Record) string { return cmp.Or(string(r.Phase), Root) }
+
+// Spans returns the spans of a life that are over. Every phase below
+// which work may have been filed is among them once the cleanup has settled.
+func Spans(l postgres.Lifecycle) []telemetry.Record {
+	s := story{life: l, about: telemetry.Reservation{
+		ID: l.ID, UserID: l.UserID, Status: string(l.Status), GPUType: l.GPUType,
+	}}
+	s.about.Deadline, _ = l.ExpiresAt.Time()
+	s.times()
+	s.untilItEnded()
+	s.cleanup()
+	return s.spans
+}
+
+// story collects the spans of one life.
+type story struct {
+	life  postgres.Lifecycle
+	about telemetry.Reservation
+	spans []telemetry.Record
+
+	created, preparing, active, ended time.Time // zero where it never was, or is not yet
+}
+
+// times finds out when each phase began. What the history does not tell, the columns may.
+func (s *story) times() {
+	l := s.life
+	s.created, _ = l.CreatedAt.Time()
+	s.preparing, _ = reservation.FirstEntered(l.StatusHistory, reservation.Preparing)
+	s.active, _ = reservation.FirstEntered(l.StatusHistory, reservation.Active)
+	if launched, ok := l.LaunchedAt.Time(); ok && s.active.IsZero() {
+		s.active = launched
+	}
+	if l.Stage >= postgres.StageEnded {
+		s.ended = l.Ended
+		if s.ended.IsZero() && l.Cleanup != nil {
+			s.ended = l.Cleanup.RequestedAt
+		}
+	}
+	if s.active.IsZero() && (!l.ToldAt.IsZero() || l.Status == reservation.Expired) {
+		s.active = earliest(l.ToldAt, s.ended) // it was: nothing else is warned or expires
+	}
+	s.created = cmp.Or(s.created, earliest(s.preparing, s.active, s.ended))
+}
+
+func (s *story) untilItEnded() {
+	l := s.life
+	if s.preparing.After(s.active) && !s.active.IsZero() {
+		s.preparing = time.Time{} // it was prepared anew
+	}
+	if end := earliest(s.preparing, s.active, s.ended); l.Stage >= postgres.StagePreparing && !end.IsZero() {
+		outcome := "assigned"
+		if s.preparing.IsZero() && s.active.IsZero() {
+			outcome = string(l.Status)
+		}
+		s.phase(telemetry.PhaseQueued, s.created, end, outcome)
+	}
+	if end := earliest(s.active, s.ended); l.Stage >= postgres.StageActive && !s.preparing.IsZero() && !end.IsZero() {
+		outcome := "launched"
+		if s.active.IsZero() {
+			outcome = string(l.Status)
+		}
+		s.phase(telemetry.PhasePreparing, s.preparing, end, outcome)
+	}
+	if l.Stage >= postgres.StageEnded && !s.active.IsZero() {
+		r := s.phase(telemetry.PhaseActive, s.active, s.ended, cmp.Or(string(l.Status), "vanished"))
+		if l.Cleanup != nil {
+			r.Attributes = append(r.Attributes, telemetry.KeyReservationReason.String(l.Cleanup.Reason))
+			if l.Cleanup.PodName != "" {
+				r.Attributes = append(r.Attributes, telemetry.Pod(l.Cleanup.Namespace, l.Cleanup.PodName, l.Cleanup.PodUID)...)
+			}
+		}
+	}
+}
+
+func (s *story) cleanup() {
+	c := s.life.Cleanup
+	if c == nil {
+		return
+	}
+	for _, step := range c.Steps {
+		if !step.Finished() {
+			continue
+		}
+		r := s.phase(telemetry.StepPhase(string(step.Step)), step.StartedAt, step.FinishedAt, step.Outcome)
+		r.Reservation.Phase = telemetry.PhaseCleanup
+		r.Attributes = append(r.Attributes, telemetry.KeyCleanupStep.String(string(step.Step)), telemetry.KeyAttempt.Int(step.Attempts+1))
+	}
+	if c.SettledAt.IsZero() {
+		return
+	}
+	s.phase(telemetry.PhaseCleanup, s.ended, c.SettledAt, c.Outcome)
+	if c.VolumeID != "" {
+		r := s.phase(telemetry.PhaseDiskHeld, s.ended, cmp.Or(c.DiskReleased, c.SettledAt), c.Outcome)
+		r.Reservation.Phase = telemetry.PhaseCleanup
+		r.Attributes = append(r.Attributes, telemetry.KeyDiskName.String(c.DiskName), telemetry.KeyVolumeID.String(c.VolumeID))
+	}
+	s.snapshot(c)
+	root := s.phase("", s.created, c.SettledAt, c.Outcome)
+	root.Attributes = append(root.Attributes, telemetry.KeyReservationReason.String(c.Reason))
+}
+
+// snapshot is one phase, whatever attempts it took.
+func (s *story) snapshot(c *postgres.LifecycleCleanup) {
+	if len(c.Snapshots) == 0 {
+		return
+	}
+	end, last := time.Time{}, c.Snapshots[len(c.Snapshots)-1]
+	for _, snapshot := range c.Snapshots {
+		if snapshot.SettledAt.After(end) {
+			end = snapshot.SettledAt
+		}
+	}
+	if end.IsZero() || end.After(c.SettledAt) { // it goes on beyond the cleanup, or was purged since
+		end = c.SettledAt
+	}
+	r := s.phase(telemetry.PhaseSnapshot, c.Snapshots[0].IntendedAt, end, string(last.State))
+	r.Reservation.Phase = telemetry.PhaseCleanup
+	r.Attributes = append(r.Attributes, telemetry.KeyDiskName.String(c.DiskName), telemetry.KeyVolumeID.String(c.VolumeID),
+		telemetry.KeySnapshotID.String(last.SnapshotID), telemetry.KeyAttempt.Int(len(c.Snapshots)))
+	if last.State == postgres.SnapshotError || last.State == postgres.SnapshotAbandoned {
+		r.Error = cmp.Or(last.Detail, string(last.State))
+	}
+}
+
+// phase adds a span below the root, or with no name the root itself.
+func (s *story) phase(phase telemetry.Phase, start, end time.Time, outcome string) *telemetry.Record {
+	s.spans = append(s.spans, telemetry.Record{Reservation: s.about, Phase: phase, Start: start, End: end, Outcome: outcome})
+	return &s.spans[len(s.spans)-1]
+}
+
+func earliest(times ...time.Time) (first time.Time) {
+	for _, t := range times {
+		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
+			first = t
+		}
+	}
+	return first
+}
