@@ -36,9 +36,12 @@ func (d *demo) leave() error {
 
 // clear stops everything. What was given and outlives the demo is cleared of what the demo has made there.
 func (d *demo) clear() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var err error
+	if d.service != nil {
+		d.service.stop() // first, else it would complain about what goes away under it
+	}
 	if d.platform != nil {
 		if d.given("USE_KUBECONFIG") {
 			err = d.platform.Clear(ctx)

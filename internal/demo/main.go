@@ -135,11 +135,7 @@ func (d *demo) watch(ctx context.Context) error {
 			return err
 		}
 		if err == nil {
-			lines := make([]line, len(d.subjects))
-			for i, r := range d.subjects {
-				lines[i] = w.of(r)
-			}
-			d.screen.show(lines, w.sweeps)
+			d.screen.show(w.lines(d.subjects), w.sweeps)
 			if err := d.happen(ctx); err != nil && ctx.Err() == nil {
 				return err
 			}

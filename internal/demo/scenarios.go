@@ -4,5 +4,9 @@ package main
 // end; their checks are made on the database, the Kubernetes API and the AWS API.
 var scenarios = []scenario{
 	healthy, warnedAt30, warnedAt15, warnedAt5, extended, outOfMemory, noDeadline, absurdDeadline,
-	expired, expiredWithDisk,
+	expired, expiredWithNames, domainTakenOver, multinode, stuckPreparing, stuckQueued, queued,
+	reclaimed, missingPod, evicted, failedLaunch, sameName, strayPod,
+	expiredWithDisk, expiredWithUnnamedDisk, driverLeftIt, cancelled, diskTakenOver,
+	oldSnapshots, foreignSnapshots, deletedDisk, deletedLately, restoredDisk, staleLock, freshLock,
+	whole,
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"gpudev.internal/reservation-expiry/internal/demo/platform"
@@ -20,6 +21,7 @@ import (
 const (
 	binary     = "bin/reservation-expiry"
 	readyTime  = 30 * time.Second
+	stopTime   = 25 * time.Second
 	grace      = 3 * time.Second
 	missing    = 8 * time.Second // MISSING_CONFIRM
 	tickEvery  = 5 * time.Second
@@ -31,7 +33,18 @@ type service struct {
 	environ []string // its own, for its other commands too
 	url     string
 	log     string
+	process *os.Process
 	ended   chan error
+}
+
+// stop lets the service hand back what it holds, for at most the time that a container is given.
+func (s *service) stop() {
+	if s.process.Signal(syscall.SIGTERM) == nil {
+		select {
+		case <-s.ended:
+		case <-time.After(stopTime):
+		}
+	}
 }
 
 // environ is how the service is configured: through PgBouncer, its own sink, and with the times that make a demo short.
@@ -87,6 +100,7 @@ func serve(ctx context.Context, c *components, environ []string, port int) (*ser
 	if err != nil {
 		return nil, err
 	}
+	s.process = cmd.Process
 	go func() { s.ended <- cmd.Wait() }()
 	ctx, cancel := context.WithTimeout(ctx, readyTime)
 	defer cancel()

@@ -28,6 +28,7 @@ type subject struct {
 	stage  *stage
 	title  string
 	note   string   // what the table says of it while nothing else is to be said
+	hidden bool     // it is no row of the table
 	rows   string   // its rows as they were at the start
 	kept   []string // snapshots, in the order they were made
 	checks []check
@@ -56,13 +57,20 @@ func setAll(ctx context.Context, p *platform.Platform, scenarios []scenario) ([]
 		stages[i] = &stage{Platform: p, ctx: ctx}
 		group.Go(func() error {
 			set(stages[i])
-			return stages[i].err
+			return stages[i].failure()
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return nil, fmt.Errorf("set up: %w", err)
+		return nil, err
 	}
 	return stages, nil
+}
+
+func (s *stage) failure() error {
+	if s.err == nil {
+		return nil
+	}
+	return fmt.Errorf("set up %q: %w", s.subjects[len(s.subjects)-1].title, s.err)
 }
 
 func (s *stage) try(do func(ctx context.Context) error) {

@@ -110,6 +110,17 @@ func (w *world) lookOutside(ctx context.Context, p *platform.Platform) error {
 	return nil
 }
 
+// lines is the table.
+func (w *world) lines(subjects []*subject) []line {
+	var lines []line
+	for _, r := range subjects {
+		if !r.hidden {
+			lines = append(lines, w.of(r))
+		}
+	}
+	return lines
+}
+
 // of describes a subject.
 func (w *world) of(r *subject) line {
 	l := line{r.title, "–", "", "", "", "", r.note}

@@ -22,12 +22,8 @@ func (p *Platform) runInstance(ctx context.Context) (string, error) {
 	return *made.Instances[0].InstanceId, nil
 }
 
-// reclaim ends a spot instance as EC2 does when it needs the capacity.
+// reclaim ends a spot instance as EC2 does, by no call of anybody's, when it needs the capacity.
 func (p *Platform) reclaim(ctx context.Context, instance string) error {
-	_, err := p.EC2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: []string{instance}})
-	if err != nil {
-		return fmt.Errorf("terminate %s: %w", instance, err)
-	}
 	return p.alter(ctx, instance, map[string]any{"state": "terminated", "lifecycle": "spot", "state_reason_code": "Server.SpotInstanceTermination"})
 }
 

@@ -89,9 +89,9 @@ func (p *Platform) Reserve(ctx context.Context, r Reservation) (Server, error) {
 func (p *Platform) End(ctx context.Context, id, status, reason string) error {
 	return p.Exec(ctx, `
 		update reservations
-		set status = $2, reservation_ended = clock_timestamp(), failure_reason = case when $2 = 'failed' then $3 end,
-		    failed_at = case when $2 = 'failed' then clock_timestamp() end,
-		    cancelled_at = case when $2 = 'cancelled' then clock_timestamp() end,
+		set status = $2::text, reservation_ended = clock_timestamp(), failure_reason = case when $2::text = 'failed' then $3::text end,
+		    failed_at = case when $2::text = 'failed' then clock_timestamp() end,
+		    cancelled_at = case when $2::text = 'cancelled' then clock_timestamp() end,
 		    status_history = status_history || jsonb_build_object('status', $2::text, 'timestamp', clock_timestamp(), 'message', $3::text)
 		where reservation_id = $1`, id, status, reason)
 }
