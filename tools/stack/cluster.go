@@ -66,16 +66,24 @@ func (s *stack) runLong(component string, cmd *exec.Cmd) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	begun, said, done := time.Now(), time.Now(), 0
-	var last []string // in case of failure
-	for lines := bufio.NewScanner(output); lines.Scan(); {
-		done++
-		if last = append(last, lines.Text()); len(last) > 15 {
-			last = last[1:]
+	lines := make(chan string)
+	go func() {
+		defer close(lines)
+		for scanner := bufio.NewScanner(output); scanner.Scan(); {
+			lines <- scanner.Text()
 		}
-		if time.Since(said) > progressEvery {
-			said = time.Now()
-			s.log.say(component, "%d packages in %.0f s, at %s", done, time.Since(begun).Seconds(), lines.Text())
+	}()
+	begun, done, last := time.Now(), 0, []string{""} // the last lines, in case of failure
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for open := true; open; {
+		var line string
+		select {
+		case line, open = <-lines:
+			done++
+			last = append(last[max(0, len(last)-15):], line)
+		case <-tick.C:
+			s.log.say(component, "%d packages in %.0f s, at %s", done, time.Since(begun).Seconds(), last[len(last)-1])
 		}
 	}
 	if err := cmd.Wait(); err != nil {
