@@ -169,11 +169,19 @@ type delivery struct {
 	id    string
 	steps map[postgres.Step]postgres.StepRecord // at the start
 
+	about   telemetry.Reservation // without a phase
 	record  postgres.CleanupRecord
 	read    time.Time // by opts.Now, when record was read
 	checked bool      // the cluster is the one where the reservations live
 	pod     *pod.Pod  // the reservation's own, as first seen in this delivery
 	handed  string    // the outcome under which the keeper has handed the disk to another follow-up
+}
+
+// about says whose spans the delivery's are.
+func about(c postgres.CleanupRecord, phase telemetry.Phase) telemetry.Reservation {
+	return telemetry.Reservation{
+		ID: c.ReservationID, UserID: c.UserID, Status: string(c.Status), GPUType: c.GPUType, Deadline: c.Deadline, Phase: phase,
+	}
 }
 
 // Handle takes a cleanup as far as it will go now.
@@ -187,8 +195,7 @@ func (a *Action) Handle(ctx context.Context, f postgres.FollowUp) (result follow
 	case !c.SettledAt.IsZero():
 		return followup.Done(c.Outcome), nil
 	}
-	ctx, span := a.opts.Trace.StartAction(ctx, "cleanup", telemetry.Reservation{
-		ID: c.ReservationID, UserID: c.UserID, Status: string(c.Status), GPUType: c.GPUType, Deadline: c.Deadline, Phase: telemetry.PhaseCleanup})
+	ctx, span := a.opts.Trace.StartAction(ctx, "cleanup", about(c, telemetry.PhaseCleanup))
 	defer func() { span.End(cmp.Or(result.Outcome, "waiting"), err) }()
 	if !c.Over() {
 		a.opts.Log.WarnContext(ctx, "no cleanup: the reservation is live", "status", c.Status)
@@ -202,8 +209,13 @@ func (a *Action) Handle(ctx context.Context, f postgres.FollowUp) (result follow
 	if err != nil {
 		return followup.Result{}, err
 	}
-	d := &delivery{id: c.ReservationID, steps: steps, record: c, read: a.opts.Now()}
-	return a.conclude(ctx, f, d, a.work(ctx, d))
+	d := &delivery{id: c.ReservationID, about: about(c, ""), steps: steps, record: c, read: a.opts.Now()}
+	endings := a.work(ctx, d)
+	if p := d.record; p.PodName != "" { // by now it is identified
+		span.Set(telemetry.Pod(p.Namespace, p.PodName, p.PodUID)...)
+	}
+	span.Set(telemetry.KeyVolumeID.String(d.record.VolumeID), telemetry.KeyDiskName.String(d.record.DiskName))
+	return a.conclude(ctx, f, d, endings)
 }
 
 func (a *Action) load(ctx context.Context, reservationID string) (postgres.CleanupRecord, bool, error) {

@@ -96,7 +96,9 @@ func (a *Action) follow(ctx context.Context, d *delivery, track []step) ending {
 // try has one go at a step and records how it ended.
 func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Duration, err error) {
 	id, before := d.id, d.steps[s.name]
-	stepCtx, span := a.opts.Trace.StartStep(ctx, string(s.name),
+	about := d.about
+	about.Phase = telemetry.StepPhase(string(s.name)) // it may take more than this delivery
+	stepCtx, span := a.opts.Trace.StartAction(ctx, string(s.name), about,
 		telemetry.KeyCleanupStep.String(string(s.name)), telemetry.KeyAttempt.Int(before.Attempts+1))
 	began := a.opts.Now()
 	r, err := a.run(stepCtx, d, s)

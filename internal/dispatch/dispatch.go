@@ -160,7 +160,7 @@ type Runner interface {
 func RunDue(ctx context.Context, queue Queue, runner Runner, each func(followup.Report, error)) error {
 	var telling sync.Mutex
 	err := drain(ctx, queue, 8, func(f postgres.FollowUp) {
-		report, err := runner.Run(ctx, f.Kind, f.Key)
+		report, err := runner.Run(telemetry.WithTraceParent(ctx, f.Traceparent), f.Kind, f.Key)
 		telling.Lock()
 		defer telling.Unlock()
 		each(report, err)

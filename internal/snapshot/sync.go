@@ -61,7 +61,10 @@ func (w worker) start(ctx context.Context, name string, s postgres.SnapshotRecor
 	if s.ReservationID == "" {
 		return w.opts.Trace.StartStep(ctx, name, telemetry.KeySnapshotID.String(s.SnapshotID), telemetry.KeyDiskName.String(s.DiskName))
 	}
-	r := telemetry.Reservation{ID: s.ReservationID, UserID: s.User, Phase: telemetry.PhaseSnapshot}
+	r := telemetry.Reservation{ID: s.ReservationID, UserID: s.User, Phase: telemetry.PhaseCleanup}
+	if c, known, err := w.Store.LoadCleanup(ctx, s.ReservationID); err == nil && known { // else the span says less
+		r.Status, r.GPUType, r.Deadline = string(c.Status), c.GPUType, c.Deadline
+	}
 	return w.opts.Trace.StartAction(ctx, name, r, telemetry.KeySnapshotID.String(s.SnapshotID),
 		telemetry.KeyDiskName.String(s.DiskName), telemetry.KeyVolumeID.String(s.VolumeID), telemetry.KeyAttempt.Int(s.Attempt))
 }

@@ -16,6 +16,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/reservation"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
 // Store keeps the lease and the record of sweeps, and what the parts need; *postgres.DB is one.
@@ -25,6 +26,7 @@ type Store interface {
 	RenewSweep(ctx context.Context, lease postgres.SweepLease, ttl time.Duration) error
 	FinishSweep(ctx context.Context, lease postgres.SweepLease, end postgres.SweepEnd) (time.Time, error)
 
+	telemetryStore
 	deadlineStore
 	warningStore
 	stuckStore
@@ -53,13 +55,14 @@ type Options struct {
 	Spot           func(gpuType string) bool // SPOT_GPU_TYPES; nil: none
 	Timeout        time.Duration             // SWEEP_TIMEOUT; 0: 60 s
 
-	LeaseFor    time.Duration    // 0: 30 s
-	RenewEvery  time.Duration    // 0: a third of LeaseFor
-	KeepHistory time.Duration    // of what is over and announced; 0: 30 days
-	Holder      string           // who sweeps, for people; "": the host's name
-	Now         func() time.Time // this machine's clock, which is only ever compared with the database's
-	NewID       func() uuid.UUID // of sweeps; nil: random
-	Log         *slog.Logger     // nil: slog.Default
+	LeaseFor    time.Duration        // 0: 30 s
+	RenewEvery  time.Duration        // 0: a third of LeaseFor
+	KeepHistory time.Duration        // of what is over and announced; 0: 30 days
+	Holder      string               // who sweeps, for people; "": the host's name
+	Now         func() time.Time     // this machine's clock, which is only ever compared with the database's
+	NewID       func() uuid.UUID     // of sweeps; nil: random
+	Log         *slog.Logger         // nil: slog.Default
+	Trace       *telemetry.Telemetry // nil: disabled
 }
 
 // Sweeper runs sweeps. It is safe for concurrent use: at most one sweep runs at a time, wherever it was asked for.
@@ -95,6 +98,9 @@ func New(store Store, outside Outside, opts Options) *Sweeper {
 	}
 	if opts.Log == nil {
 		opts.Log = slog.Default()
+	}
+	if opts.Trace == nil {
+		opts.Trace = telemetry.Disabled()
 	}
 	if opts.Spot == nil {
 		opts.Spot = func(string) bool { return false }
@@ -132,6 +138,7 @@ func (s *Sweeper) Sweep(ctx context.Context, trigger string, req event.SweepRequ
 	}
 	if !ok {
 		r.Outcome = Skipped
+		s.opts.Trace.Metrics.SweepSkipped(ctx, "lease held")
 		s.opts.Log.InfoContext(ctx, "tick skipped: another sweep is running", "trigger", trigger)
 		return r, nil
 	}
@@ -150,7 +157,9 @@ func (s *Sweeper) Sweep(ctx context.Context, trigger string, req event.SweepRequ
 	if req.DryRun {
 		return r, nil
 	}
-	return r, s.finish(ctx, lease, &r)
+	err = s.finish(ctx, lease, &r)
+	s.measure(ctx, r, time.Since(began))
+	return r, err
 }
 
 type observation struct {
@@ -259,6 +268,7 @@ func (s *Sweeper) keep(ctx context.Context, r *Result, pt part, report report) {
 		return
 	}
 	r.Decided = append(r.Decided, report.done.decisions...)
+	s.trace(ctx, pt, report.done.decisions)
 	for _, d := range report.done.decisions {
 		s.opts.Log.InfoContext(ctx, "decided", "sweep_id", r.SweepID, "reservation_id", d.ReservationID, "subject", d.Subject,
 			"action", d.Action, "reason", d.Reason)

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -82,7 +83,8 @@ func (t *Telemetry) StartAction(ctx context.Context, name string, r Reservation,
 	asked := trace.SpanFromContext(ctx)
 	within, _ := ctx.Value(reservationKey{}).(Reservation)
 	ctx = context.WithValue(ctx, reservationKey{}, r)
-	attrs = append(r.attributes(), attrs...)
+	cause, _ := ctx.Value(deliveryKey{}).([]attribute.KeyValue)
+	attrs = slices.Concat(r.attributes(), cause, attrs)
 	if sc := asked.SpanContext(); sc.TraceID() == TraceID(r.ID) && !sc.IsRemote() && within.Phase == r.Phase {
 		return t.start(ctx, name, KeyReservationOutcome, attrs)
 	}
@@ -131,6 +133,12 @@ func (s *Span) LinkReservation(id string) {
 	s.span.AddLink(trace.Link{SpanContext: parentOf(Reservation{ID: id}), Attributes: []attribute.KeyValue{KeyReservationID.String(id)}})
 }
 
+// LinkReservation links the span in ctx, if there is one, to the root of a reservation's trace.
+func LinkReservation(ctx context.Context, id string) {
+	s := Span{span: trace.SpanFromContext(ctx)}
+	s.LinkReservation(id)
+}
+
 // End ends the span. The outcome is one word to search by ("warned", "superseded", "waiting"); with an error it
 // may be empty and is then "error", and error.type says of what kind (package fault).
 func (s *Span) End(outcome string, err error) {
@@ -159,7 +167,15 @@ func after(begin, end time.Time) time.Time {
 // TraceID returns the span's trace id in hex, for answers and tables.
 func (s *Span) TraceID() string { return s.span.SpanContext().TraceID().String() }
 
-type reservationKey struct{}
+type (
+	reservationKey struct{}
+	deliveryKey    struct{}
+)
+
+// WithDelivery has every span of a reservation that is started below carry the event that caused it (Delivery).
+func WithDelivery(ctx context.Context, attrs []attribute.KeyValue) context.Context {
+	return context.WithValue(ctx, deliveryKey{}, attrs)
+}
 
 // WithReservation puts a reservation into the context, so that log lines carry its id without a span of its own.
 func WithReservation(ctx context.Context, r Reservation) context.Context {

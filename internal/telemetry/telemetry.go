@@ -122,6 +122,9 @@ func Disabled() *Telemetry {
 	return t
 }
 
+// Pushing reports whether metrics go anywhere.
+func (t *Telemetry) Pushing() bool { return t.metricOut != nil }
+
 // TracerProvider makes the spans of instrumented clients.
 func (t *Telemetry) TracerProvider() trace.TracerProvider { return t.provider }
 

@@ -72,7 +72,7 @@ func (w *Warnings) Handle(ctx context.Context, f postgres.FollowUp) (result foll
 	if why != "" {
 		return w.void(ctx, "no warning", why), nil
 	}
-	err = w.write(ctx, s, pod.File{Dir: notice.Home, Name: notice.WarningFile(level),
+	err = w.write(ctx, span, s, pod.File{Dir: notice.Home, Name: notice.WarningFile(level),
 		Content: notice.Warning(s.Reservation, s.Deadline, s.Now), Replaces: notice.WarningPrefix})
 	if err != nil {
 		return followup.Result{}, err
@@ -129,7 +129,7 @@ func (n *Notices) Handle(ctx context.Context, f postgres.FollowUp) (result follo
 	if why != "" {
 		return n.void(ctx, "no notice", why), nil
 	}
-	err = n.write(ctx, s, pod.File{Dir: notice.Home, Name: notice.OOMFile,
+	err = n.write(ctx, span, s, pod.File{Dir: notice.Home, Name: notice.OOMFile,
 		Content: notice.OOM(s.Reservation, kill.Container, kill.FinishedAt, s.OOMCount)})
 	if err != nil {
 		return followup.Result{}, err
@@ -179,11 +179,12 @@ func (w writer) void(ctx context.Context, what, why string) followup.Result {
 }
 
 // write puts a file into the home of the reservation's server.
-func (w writer) write(ctx context.Context, s postgres.WarningSubject, f pod.File) error {
+func (w writer) write(ctx context.Context, span *telemetry.Span, s postgres.WarningSubject, f pod.File) error {
 	p, err := w.podOf(ctx, s)
 	if err != nil {
 		return err
 	}
+	span.Set(append(telemetry.Pod(p.Namespace, p.Name, p.UID), telemetry.KeyContainerName.String(pod.MainContainer))...)
 	return w.pods.WriteFile(ctx, p.Namespace, p.Name, pod.MainContainer, f)
 }
 

@@ -1,0 +1,62 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"gpudev.internal/reservation-expiry/internal/reservation"
+)
+
+// Profile is what telemetry says of a reservation.
+type Profile struct {
+	UserID   string
+	GPUType  string
+	Deadline time.Time // zero where there is none
+}
+
+// Profiles reads the profiles of those of the given reservations that there are.
+func (db *DB) Profiles(ctx context.Context, ids []string) (map[string]Profile, error) {
+	profiles := make(map[string]Profile, len(ids))
+	_, err := query(ctx, db, func(row pgx.CollectableRow) (struct{}, error) {
+		var id string
+		var p Profile
+		var deadline reservation.Instant
+		err := row.Scan(&id, &p.UserID, &p.GPUType, &deadline)
+		p.Deadline, _ = deadline.Time()
+		profiles[id] = p
+		return struct{}{}, err
+	}, `
+		select reservation_id, coalesce(user_id, ''), coalesce(gpu_type, ''), expires_at
+		from reservations where reservation_id = any($1::text[])`, ids)
+	if err != nil {
+		return nil, fmt.Errorf("read whose %d reservations are: %w", len(ids), err)
+	}
+	return profiles, nil
+}
+
+// Punctuality is how well sweeps keep up.
+type Punctuality struct {
+	Overdue      int       // active past deadline and grace
+	LastFinished time.Time // when the newest sweep but the given one ended; zero where there was none
+}
+
+// Punctuality is read at the end of the given sweep.
+func (db *DB) Punctuality(ctx context.Context, sweepID string, grace time.Duration) (Punctuality, error) {
+	p, _, err := first(query(ctx, db, func(row pgx.CollectableRow) (Punctuality, error) {
+		var p Punctuality
+		var last *time.Time
+		err := row.Scan(&p.Overdue, &last)
+		p.LastFinished = orZero(last)
+		return p, err
+	}, `
+		select (select count(*) from reservations where status = 'active' and expires_at < clock_timestamp() - $2::interval),
+		       (select finished_at from expiry.sweeps
+		        where outcome in ('completed', 'partial') and sweep_id::text <> $1 order by started_at desc limit 1)`, sweepID, grace))
+	if err != nil {
+		return Punctuality{}, fmt.Errorf("read how punctual sweeps are: %w", err)
+	}
+	return p, nil
+}
