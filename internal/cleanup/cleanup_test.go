@@ -65,6 +65,8 @@ func TestASettledCleanupDoesNothingMore(t *testing.T) {
 	asked, err := w.db.EnsureCleanup(t.Context(), id)
 	require.NoError(t, err)
 	require.False(t, asked)
+	w.exec(t, "update expiry.follow_ups set state = 'due' where kind = 'cleanup'") // asked for again all the same
+	require.Equal(t, postgres.OutcomeReleased, w.deliver(t.Context(), t).Outcome)
 	require.Empty(t, w.calls)
 	require.Equal(t, 1, w.facts(t, event.ReservationCleanedUp))
 }

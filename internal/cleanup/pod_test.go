@@ -94,9 +94,76 @@ func TestInAnotherClusterNothingIsGone(t *testing.T) {
 	require.Equal(t, "null", read[string](t, w, "select coalesce(pod_gone_at::text, 'null') from expiry.cleanups"))
 	require.False(t, w.made("keep "+volume))
 	require.Empty(t, w.records, "DNS has nothing to do with it")
+	require.Contains(t, w.step(t, postgres.StepIdentify), "open: ", "nothing is known by what it says")
 
 	w.exec(t, "delete from expiry.cluster")
 	require.Contains(t, w.deliver(t.Context(), t).Error, "no sweep has recorded yet")
+}
+
+func TestAClusterThatBecomesAnotherInMidDeliveryProvesNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	w.after = func(call string) error {
+		if call == "list disk" {
+			w.mu.Lock()
+			w.uid = "cluster-2"
+			clear(w.pods)
+			w.mu.Unlock()
+		}
+		return nil
+	}
+	w.deliver(t.Context(), t)
+	require.Contains(t, w.step(t, postgres.StepPod), "open: another cluster answers")
+	require.False(t, w.made("keep "+volume))
+}
+
+func TestAnyPodSeenServingTheReservationIsItsOwn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "update reservations set created_at = 'infinity'") // so that only the UID can tell
+	w.exec(t, `insert into expiry.pods (uid, reservation_id, namespace, name, created_at, first_seen_at)
+		values ('uid-1', $1, 'gpu-dev', $2, now(), now() - interval '1 hour'), ('uid-0', $1, 'gpu-dev', $2, now(), now())`, id, podName)
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.NotContains(t, keys(w.pods), podKey)
+}
+
+func TestAPodThatMayHoldAnUnknownDiskIsNotPassedOver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "update reservations set ebs_volume_id = null")
+	p := w.pod("uid-1")
+	p.Created = time.Now().Add(-90 * time.Second)
+	w.pods[podKey] = p
+	w.request(t)
+	require.Equal(t, followup.StateFailed, w.deliver(t.Context(), t).State)
+	require.Contains(t, w.step(t, postgres.StepIdentify), "it has "+volume)
+}
+
+func TestAPodHasItsGracePeriodEvenOnAStoppedInstance(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.stubborn = true
+	w.instances[host] = disk.Instance{ID: host, State: disk.InstanceStopped}
+	w.request(t)
+	var asked, forced time.Time
+	w.before = func(call string) error {
+		switch call {
+		case "delete pod " + podKey:
+			asked = w.now()
+		case "force pod " + podKey:
+			forced = w.now()
+		}
+		return nil
+	}
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	require.Greater(t, forced.Sub(asked), 30*time.Second)
 }
 
 func TestThePodIsLookedForInBothNamespacesOfAPlaceholder(t *testing.T) {
@@ -217,6 +284,32 @@ func failing(call string) func(string) error {
 		}
 		return nil
 	}
+}
+
+func TestTheVolumeIsRetainedThoughThePodWentFirst(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	w.before = failing("retain")
+	w.deliver(t.Context(), t)
+	w.before = nil
+	delete(w.pods, podKey)
+	w.deliver(t.Context(), t)
+	require.True(t, w.outside.volumes["pv-alice"].Retained())
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+}
+
+func TestServicesUnderALiveReservationsNameStay(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	delete(w.pods, podKey)
+	w.exec(t, "insert into reservations (reservation_id, user_id, status) values ('deadbeef-ffff', 'bob', 'preparing')")
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Contains(t, keys(w.services), podKey+"-ssh")
+	require.Contains(t, w.step(t, postgres.StepServices), "not_ours: ")
 }
 
 func TestAPodReplacedWhileItStopsIsGone(t *testing.T) {
