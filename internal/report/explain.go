@@ -59,8 +59,14 @@ type Deadline struct {
 type End struct {
 	At     time.Time `json:"at,omitzero"`
 	Reason string    `json:"reason,omitempty"`
-	Ours   bool      `json:"byThisService"`
+	By     string    `json:"by,omitempty"` // empty: nobody knows any more
 }
+
+// Who may have ended a reservation.
+const (
+	byUs     = "this service"
+	byOthers = "somebody else"
+)
 
 // Missing is since when its pod has not been found.
 type Missing struct {
@@ -162,7 +168,7 @@ type Disk struct {
 // Explain says what the rows mean by the rules.
 func Explain(l postgres.Life, rules config.Rules) Explanation {
 	e := Explanation{
-		ReservationID: l.ReservationID, At: l.Now, Status: "gone", Paused: l.Pause,
+		ReservationID: l.ReservationID, At: l.Now, Status: "gone", Paused: utc(l.Pause),
 		TraceID:  telemetry.TraceID(l.ReservationID).String(),
 		Warnings: warnings(l, rules), Cleanup: cleanup(l), Ended: ended(l), Deadline: deadline(l, rules),
 	}
@@ -272,7 +278,7 @@ func ended(l postgres.Life) *End {
 	}
 	var e End
 	if r := l.Row; r != nil {
-		e.Reason = r.FailureReason
+		e.Reason, e.By = r.FailureReason, byOthers
 		for _, at := range []reservation.Instant{r.ReservationEnded, endedAs(*r)} {
 			if t, ok := at.Time(); ok && e.At.IsZero() {
 				e.At = t
@@ -286,7 +292,7 @@ func ended(l postgres.Life) *End {
 		}
 	}
 	if a := l.Ended; a != nil && (l.Row == nil || announcedAs[a.Type] == l.Row.Status && a.EndedAt.Sub(e.At).Abs() < time.Second) {
-		e = End{At: a.EndedAt.UTC(), Reason: a.Reason, Ours: true}
+		e = End{At: a.EndedAt.UTC(), Reason: a.Reason, By: byUs}
 	}
 	return &e
 }

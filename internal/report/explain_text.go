@@ -18,7 +18,7 @@ func (e Explanation) Text(s Screen) string {
 
 	table := grid{columns: []string{"when", "what", "why"}}
 	for _, n := range e.Next {
-		table.add(s.paint(n.mood(), n.moment(e.At)), clean(n.What), clean(n.Why))
+		table.add(s.paint(n.mood(), n.Moment(e.At)), clean(n.What), clean(n.Why))
 	}
 	section(&out, s, "Next", table.text(s))
 	section(&out, s, "Warnings", e.warnings(s))
@@ -122,13 +122,12 @@ func (e Explanation) deadline(s Screen) string {
 }
 
 func (e Explanation) ended(s Screen) string {
-	by := "by somebody else"
-	if e.Ended.Ours {
-		by = "by this service"
-	}
-	at := ""
+	var at, by string
 	if !e.Ended.At.IsZero() {
 		at = when(e.Ended.At, e.At)
+	}
+	if e.Ended.By != "" {
+		by = "by " + e.Ended.By
 	}
 	words := sentence(at, by)
 	if e.Ended.Reason != "" {
@@ -137,7 +136,8 @@ func (e Explanation) ended(s Screen) string {
 	return s.paint(statusMood(e.Status), words)
 }
 
-func (n Next) moment(now time.Time) string {
+// Moment says when it is going to happen, as seen from now.
+func (n Next) Moment(now time.Time) string {
 	switch {
 	case n.What == nothing:
 		return "–"

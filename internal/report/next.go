@@ -112,6 +112,14 @@ func waiting(l postgres.Life) []Next {
 	return []Next{n}
 }
 
+// outcomes say what the outcome of a cleanup means.
+var outcomes = map[string]string{
+	postgres.OutcomeReleased:      "its disk is kept as a snapshot, and free",
+	postgres.OutcomeNothingToKeep: "there was no volume",
+	postgres.OutcomeSuperseded:    "its disk, volume or name are in a newer reservation's hands, which was left alone",
+	postgres.OutcomeLost:          "but its volume had vanished without a snapshot of ours: somebody has to look at it",
+}
+
 func afterTheEnd(l postgres.Life, end *End) []Next {
 	c := l.Cleanup
 	due := slices.ContainsFunc(l.FollowUps, func(f postgres.FollowUpRecord) bool {
@@ -119,7 +127,7 @@ func afterTheEnd(l postgres.Life, end *End) []Next {
 	})
 	switch {
 	case c != nil && !c.SettledAt.IsZero():
-		return []Next{{What: nothing, Why: fmt.Sprintf("it is cleaned up: %s", words(c.Outcome))}}
+		return []Next{{What: nothing, Why: "it is cleaned up: " + cmp.Or(outcomes[c.Outcome], words(c.Outcome))}}
 	case due:
 		return nil
 	case c != nil:
@@ -159,11 +167,11 @@ func goingOn(l postgres.Life) []Next {
 		case f.DueAt.After(l.Now):
 			n.Why = cmp.Or(waitsFor(l, f.Kind), "it waits for the world")
 		case f.Dispatch == 0:
-			n.Now, n.Why = true, "it was just asked for"
+			n.Why = "it was just asked for"
 		default:
-			n.Now, n.Why = true, fmt.Sprintf("it is due since %s and was asked for %s", when(f.DueAt, l.Now), times(f.Dispatch))
+			n.Why = fmt.Sprintf("it is due since %s and was asked for %s", when(f.DueAt, l.Now), times(f.Dispatch))
 		}
-		if n.Now {
+		if n.Now = n.Now || !f.DueAt.After(l.Now); n.Now {
 			n.At = nil
 		}
 		all = append(all, n)

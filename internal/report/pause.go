@@ -8,6 +8,18 @@ import (
 	"gpudev.internal/reservation-expiry/internal/sweep"
 )
 
+// utc is the pause with its times in UTC.
+func utc(p *postgres.Pause) *postgres.Pause {
+	if p == nil {
+		return nil
+	}
+	view := postgres.Pause{At: p.At.UTC(), Why: p.Why}
+	if p.Until != nil {
+		view.Until = known(*p.Until)
+	}
+	return &view
+}
+
 func pausedWords(p postgres.Pause, now time.Time) string {
 	until := "until resumed"
 	if p.Until != nil {

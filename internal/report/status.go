@@ -148,7 +148,7 @@ type Letters struct {
 func Status(in Standing, grace time.Duration) Overview {
 	b := in.Backlog
 	o := Overview{
-		At: b.Now, Paused: in.Pause, NextTick: in.Forecast, Reservations: b.Reservations, DisksHeld: b.DisksHeld,
+		At: b.Now, Paused: utc(in.Pause), NextTick: in.Forecast, Reservations: b.Reservations, DisksHeld: b.DisksHeld,
 		Sweeps: []Sweep{}, Overdue: []Overdue{},
 		Cleanups:  Cleanups{Unfinished: b.Cleanups, Stuck: b.CleanupsStuck, Since: known(b.OldestCleanup), Oldest: []UnfinishedCleanup{}},
 		Snapshots: Snapshots{Pending: b.Snapshots, Since: known(b.OldestSnapshot), Oldest: []PendingSnapshot{}},

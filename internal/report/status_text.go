@@ -227,7 +227,11 @@ func (one Sweep) what(s Screen) string {
 	for _, a := range one.Anomalies {
 		words = append(words, s.paint(attention, fmt.Sprintf("%d left alone (%s)", a.Count, a.Kind)))
 	}
-	return cmp.Or(sentence(append(words, countWords(one.Counts))...), s.paint(faint, "nothing to do"))
+	idle := ""
+	if one.Outcome == "completed" {
+		idle = s.paint(faint, "nothing to do")
+	}
+	return cmp.Or(sentence(append(words, countWords(one.Counts))...), idle)
 }
 
 func (o Overview) overdue(s Screen) string {
@@ -304,7 +308,7 @@ func (o Overview) deadLetters(s Screen) string {
 	}
 	newest := o.DeadLetters.Newest[:min(3, len(o.DeadLetters.Newest))]
 	return letterTable(s, newest, o.At) + more(s, o.DeadLetters.Open, len(newest)) +
-		s.paint(faint, "reservation-expiry dead-letters lists them, dead-letters replay ID sends one again") + "\n"
+		s.paint(faint, "dead-letters lists them, dead-letters replay ID sends one again") + "\n"
 }
 
 // more says that there is more than is shown.

@@ -11,6 +11,8 @@ func Span(d time.Duration) string { return span(d) }
 func span(d time.Duration) string {
 	d = d.Abs()
 	switch {
+	case d < time.Millisecond:
+		return "<1ms"
 	case d < time.Second:
 		return fmt.Sprintf("%dms", d.Milliseconds())
 	case d < 10*time.Second && d%time.Second >= 100*time.Millisecond:
@@ -51,7 +53,9 @@ func when(t, now time.Time) string {
 }
 
 // since writes how long something has lasted: "for 12m (since 12:35:00 UTC)".
-func since(t, now time.Time) string { return "for " + span(now.Sub(t)) + " (since " + clock(t, now) + ")" }
+func since(t, now time.Time) string {
+	return "for " + span(now.Sub(t)) + " (since " + clock(t, now) + ")"
+}
 
 // relative writes a moment as seen from now.
 func relative(t, now time.Time) string {
