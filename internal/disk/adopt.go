@@ -19,27 +19,21 @@ type Adoption struct {
 
 // Adopt decides how the snapshots of one disk that nobody has in the books are taken over, so that each is counted once.
 // awaited is how many of those that the disk counts as pending no book accounts for: only they still have somebody
-// waiting for their end. Those that are under way come first, then the newest. One that is missing from the answer
-// is too young to tell, or in no state to be kept.
+// waiting for their end. They are those under way, then those that failed, since earlier versions counted only
+// completed ones, then the newest. One that is missing from the answer is too young to tell, or in no state to be kept.
 func Adopt(unknown []Snapshot, awaited int, now time.Time) []Adoption {
+	unknown = inOrder(slices.Clone(unknown))
 	var adopted []Adoption
-	var ended []Snapshot
-	for _, s := range inOrder(slices.Clone(unknown)) {
-		switch s.State {
-		case SnapshotPending:
-			adopted = append(adopted, Adoption{s, SnapshotPending})
-			awaited--
-		case SnapshotCompleted, SnapshotError:
-			ended = append(ended, s)
-		}
-	}
-	for _, s := range ended {
-		switch {
-		case awaited > 0:
-			adopted = append(adopted, Adoption{s, SnapshotPending})
-			awaited--
-		case now.Sub(s.StartedAt) >= AdoptAfter:
-			adopted = append(adopted, Adoption{s, s.State})
+	for _, state := range []SnapshotState{SnapshotPending, SnapshotError, SnapshotCompleted} {
+		for _, s := range unknown {
+			switch {
+			case s.State != state:
+			case state == SnapshotPending || awaited > 0:
+				adopted = append(adopted, Adoption{s, SnapshotPending})
+				awaited--
+			case now.Sub(s.StartedAt) >= AdoptAfter:
+				adopted = append(adopted, Adoption{s, s.State})
+			}
 		}
 	}
 	return adopted

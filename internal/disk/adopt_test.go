@@ -32,6 +32,7 @@ func TestAStrangersSnapshotIsCountedByWhoeverHasNotYet(t *testing.T) {
 		"completed, too young to tell":     {[]seen{{time.Minute, completed}}, 0, nil},
 		"just old enough":                  {[]seen{{disk.AdoptAfter, completed}}, 0, map[string]disk.SnapshotState{"snap-0": completed}},
 		"of two the newest is awaited":     {[]seen{{2 * time.Hour, completed}, {time.Hour, completed}}, 1, map[string]disk.SnapshotState{"snap-0": completed, "snap-1": pending}},
+		"a failed one before a newer":      {[]seen{{2 * time.Hour, failed}, {time.Hour, completed}}, 1, map[string]disk.SnapshotState{"snap-0": pending, "snap-1": completed}},
 		"one under way is what they await": {[]seen{{time.Hour, completed}, {2 * time.Hour, pending}}, 1, map[string]disk.SnapshotState{"snap-0": completed, "snap-1": pending}},
 		"in the recycle bin":               {[]seen{{time.Hour, disk.SnapshotRecoverable}}, 1, nil},
 		"fewer pending than in the books":  {[]seen{{time.Hour, completed}}, -2, map[string]disk.SnapshotState{"snap-0": completed}},
