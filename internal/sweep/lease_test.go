@@ -2,6 +2,7 @@ package sweep
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"testing"
@@ -199,29 +200,51 @@ func (noRenewal) RenewSweep(context.Context, postgres.SweepLease, time.Duration)
 	return fault.Errorf(fault.Transient, "no connection")
 }
 
+func TestAWriteUnderALapsedLeaseIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	lease := w.lease()
+	_, err := w.db.VoidWarnings(t.Context(), lease, time.Now(), nil)
+	require.NoError(t, err)
+	w.lapse()
+	_, err = w.db.VoidWarnings(t.Context(), lease, time.Now(), nil)
+	require.ErrorIs(t, err, postgres.ErrLeaseLost, "though nobody has taken it over")
+	require.ErrorIs(t, w.db.RenewSweep(t.Context(), lease, time.Minute), postgres.ErrLeaseLost)
+}
+
 // The lock by which a write holds the lease lets renewals pass and makes a takeover wait.
 func TestATakeoverWaitsForWritesUnderTheOldLeaseAndARenewalDoesNot(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	lease := w.lease()
-	write, err := w.raw.Begin(t.Context())
+	obstacle, err := w.raw.Begin(t.Context())
 	require.NoError(t, err)
-	_, err = write.Exec(t.Context(), "select from expiry.sweep_lease where token = $1 for key share", lease.SweepID())
+	_, err = obstacle.Exec(t.Context(), "lock table expiry.follow_ups in access exclusive mode")
 	require.NoError(t, err)
+	written, taken := make(chan error, 1), make(chan error, 1)
+	waiting := `select exists (select from pg_stat_activity
+		where datname = current_database() and wait_event_type = 'Lock' and query like $1)`
+	go func() {
+		_, err := w.db.VoidWarnings(t.Context(), lease, time.Now(), nil)
+		written <- err
+	}()
+	w.eventually(waiting, "%update expiry.follow_ups%")
 
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	require.NoError(t, w.db.RenewSweep(ctx, lease, time.Minute))
 
 	w.lapse()
-	require.ErrorIs(t, w.db.RenewSweep(ctx, lease, time.Minute), postgres.ErrLeaseLost)
-	taken := make(chan bool, 1)
 	go func() {
 		_, _, ok, err := w.db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
-		taken <- ok && err == nil
+		if !ok && err == nil {
+			err = errors.New("not taken")
+		}
+		taken <- err
 	}()
-	w.eventually("select exists (select from pg_stat_activity where wait_event_type = 'Lock' and query like '%expiry.sweep_lease%' and datname = current_database())")
+	w.eventually(waiting, "%update expiry.sweep_lease%")
 	require.Empty(t, taken)
-	require.NoError(t, write.Commit(t.Context()))
-	require.True(t, <-taken)
+	require.NoError(t, obstacle.Commit(t.Context()))
+	require.NoError(t, <-written)
+	require.NoError(t, <-taken)
 }
