@@ -45,7 +45,7 @@ Exit codes: 0 done, 1 it did not work, 2 wrong arguments or environment (nothing
 		return usageError{fmt.Errorf("unknown command %q%s (see %s --help)", args[0], hint, c.CommandPath())}
 	}
 	serve := serveCommand(sh)
-	root.AddCommand(serve, migrateCommand(sh), sweepCommand(sh), explainCommand(sh), statusCommand(sh),
+	root.AddCommand(serve, migrateCommand(sh), sweepCommand(sh), explainCommand(sh), statusCommand(sh), traceCommand(sh),
 		pauseCommand(sh), resumeCommand(sh), deadLettersCommand(sh), versionCommand(sh))
 	return root
 }

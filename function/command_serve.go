@@ -33,7 +33,7 @@ func serve(ctx context.Context, sh shell) error {
 	}
 	log := telemetry.NewLogger(sh.err, cfg.Log.Format, slog.LevelInfo)
 	slog.SetDefault(log)
-	w, err := newWorld(ctx, cfg, log)
+	w, err := newWorld(ctx, cfg, sh.clock, log)
 	if err != nil {
 		return err
 	}
@@ -43,6 +43,6 @@ func serve(ctx context.Context, sh shell) error {
 		return fmt.Errorf("cannot listen (PORT says where): %w", err)
 	}
 	return newServer(parts{
-		delivery: cfg.Delivery, db: w.db, sweeper: w.sweeper, actions: w.actions, telemetry: w.telemetry, log: log,
+		delivery: cfg.Delivery, db: w.db, sweeper: w.sweeper, actions: w.actions, telemetry: w.telemetry, lives: w.lives, log: log,
 	}).serve(ctx, listener)
 }

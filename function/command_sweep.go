@@ -65,7 +65,7 @@ func sweepOnce(ctx context.Context, sh shell, flags sweepFlags) error {
 		log = telemetry.NewLogger(sh.err, "text", slog.LevelWarn)
 	}
 	slog.SetDefault(log)
-	w, err := newWorld(ctx, cfg, log)
+	w, err := newWorld(ctx, cfg, sh.clock, log)
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func sweepOnce(ctx context.Context, sh shell, flags sweepFlags) error {
 	}
 
 	sh.progress("sweeping …")
-	ctx, span := w.telemetry.StartDelivery(ctx, "sweep")
+	ctx, span := w.telemetry.StartDelivery(telemetry.WithDelivery(ctx, telemetry.Command()), "sweep", telemetry.Command()...)
 	view, err := w.sweep(ctx, sh, cfg.Delivery, request, flags.followUps, log)
 	span.End(string(view.Outcome), err)
 	if view.Outcome == "" { // it did not even begin

@@ -42,6 +42,11 @@ type announcer interface {
 	Drain(ctx context.Context) (int, error)
 }
 
+// lives writes what is over of reservations' lives into their traces; *lifecycle.Writer does.
+type lives interface {
+	Write(ctx context.Context, also ...string) (int, error)
+}
+
 // handler answers deliveries. Its fields are set before the first.
 type handler struct {
 	sweeper   sweeper
@@ -52,6 +57,7 @@ type handler struct {
 	sendDue   func(ctx context.Context) error
 	ready     func(ctx context.Context) error
 	telemetry *telemetry.Telemetry
+	lives     lives // nil: nobody writes them
 	log       *slog.Logger
 	// readWithin bounds the reading of a body.
 	readWithin time.Duration
@@ -134,10 +140,7 @@ func (h *handler) post(take func(w http.ResponseWriter, r *http.Request, t *take
 		} else {
 			log.InfoContext(r.Context(), "delivery taken")
 		}
-		h.telemetry.Metrics.EventAnswered(r.Context(), knownType(t.event.Type()), status)
-		if failure := h.telemetry.Flush(r.Context()); failure != nil {
-			h.log.WarnContext(r.Context(), "telemetry is lost", "error", failure)
-		}
+		h.tell(r.Context(), t.event, status)
 		answer(w, r, t.result, err)
 	})
 }
@@ -203,7 +206,8 @@ func (h *handler) tick(ctx context.Context, e ce.Event) (any, error) {
 			return nil, refuse(http.StatusBadRequest, "data of %s: %s", e.Type(), oneLine(err))
 		}
 	}
-	ctx, span := h.telemetry.StartDelivery(ctx, "sweep", telemetry.Delivery(e, !h.warm.Swap(true))...)
+	cause := telemetry.Delivery(e, !h.warm.Swap(true))
+	ctx, span := h.telemetry.StartDelivery(telemetry.WithDelivery(ctx, cause), "sweep", cause...)
 	result, err := h.sweeper.Sweep(ctx, e.Type(), request)
 	if errors.Is(err, postgres.ErrLeaseLost) {
 		h.log.WarnContext(ctx, "another sweep has taken over and carries on", "error", err)
@@ -253,7 +257,7 @@ func (h *handler) followUp(ctx context.Context, e ce.Event) (any, error) {
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%s", oneLine(err))
 	}
-	h.warm.Store(true)
+	ctx = telemetry.WithDelivery(ctx, telemetry.Delivery(e, !h.warm.Swap(true)))
 	kind := postgres.FollowUpKind(name)
 	report, err := h.followUps.Run(ctx, kind, key)
 	if err == nil && report.State == followup.StateAbsent && kind == postgres.Cleanup {

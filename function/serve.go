@@ -34,6 +34,7 @@ var errNoSink = &unavailable{reason: "K_SERVICE is set and K_SINK is not: bind t
 type server struct {
 	handler    *handler
 	dispatcher *dispatch.Dispatcher // nil behind a sink
+	sweeps     *selfSweeper         // nil where others send the ticks
 	transport  *http.Transport
 	log        *slog.Logger
 
@@ -47,6 +48,7 @@ type parts struct {
 	sweeper   sweeper
 	actions   map[postgres.FollowUpKind]followup.Action
 	telemetry *telemetry.Telemetry
+	lives     lives
 	log       *slog.Logger
 }
 
@@ -67,6 +69,9 @@ func newServer(p parts) *server {
 		}
 	default:
 		s.dispatcher = dispatcher
+		if p.delivery.SelfSweep {
+			s.sweeps = newSelfSweeper(p.db.SweepDue, out.build, out.loopback, p.log)
+		}
 		sendDue = func(context.Context) error {
 			dispatcher.Wake()
 			return nil
@@ -84,9 +89,9 @@ func newServer(p parts) *server {
 			}
 			return p.db.CheckSchema(ctx)
 		},
-		telemetry: p.telemetry,
-		log:       p.log,
-		slots:     newSlots(), readWithin: bodyWithin,
+		telemetry: p.telemetry, lives: p.lives,
+		log:   p.log,
+		slots: newSlots(), readWithin: bodyWithin,
 	}
 	return s
 }
@@ -116,6 +121,9 @@ func (s *server) serve(ctx context.Context, listener net.Listener) error {
 	defer stop()
 	if s.dispatcher != nil {
 		background.Go(func() { s.dispatcher.Run(dispatching) })
+	}
+	if s.sweeps != nil {
+		background.Go(func() { s.sweeps.run(dispatching) })
 	}
 	s.log.InfoContext(ctx, "serving", "address", listener.Addr().String(), "own_sink", s.dispatcher != nil)
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/term"
 
@@ -24,10 +25,11 @@ type shell struct {
 	// screen is that of out, errScreen that of err. Where somebody watches err, progress is told there.
 	screen, errScreen report.Screen
 	watched           bool
+	clock             func() time.Time // this machine's, which decides nothing: the database's does
 }
 
 func theShell() shell {
-	sh := shell{environ: os.Environ(), out: os.Stdout, err: os.Stderr}
+	sh := shell{environ: os.Environ(), out: os.Stdout, err: os.Stderr, clock: time.Now}
 	sh.screen, _ = screenOf(os.Stdout)
 	sh.errScreen, sh.watched = screenOf(os.Stderr)
 	return sh

@@ -12,6 +12,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/instrument"
 	"gpudev.internal/reservation-expiry/internal/kube"
+	"gpudev.internal/reservation-expiry/internal/lifecycle"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/snapshot"
 	"gpudev.internal/reservation-expiry/internal/sweep"
@@ -25,11 +26,12 @@ type world struct {
 	db        *postgres.DB
 	sweeper   *sweep.Sweeper
 	actions   map[postgres.FollowUpKind]followup.Action
+	lives     *lifecycle.Writer
 }
 
 // newWorld makes it from what is configured. The errors are about the environment.
-func newWorld(ctx context.Context, c config.Config, log *slog.Logger) (*world, error) {
-	t, err := telemetry.Setup(ctx, telemetry.Options{Version: version})
+func newWorld(ctx context.Context, c config.Config, clock func() time.Time, log *slog.Logger) (*world, error) {
+	t, err := telemetry.Setup(ctx, telemetry.Options{Version: version, Now: clock})
 	if err != nil {
 		return nil, usageError{err}
 	}
@@ -71,7 +73,7 @@ func newWorld(ctx context.Context, c config.Config, log *slog.Logger) (*world, e
 	}
 	writing := warning.Options{Log: log, Trace: t}
 	sweeping := sweepOptions(c.Rules)
-	sweeping.Log = log
+	sweeping.Log, sweeping.Trace, sweeping.Now = log, t, clock
 	return &world{
 		telemetry: t, db: db,
 		sweeper: sweep.New(db, sweep.Outside{Cluster: cluster, EC2: ec2, Account: sts}, sweeping),
@@ -83,11 +85,13 @@ func newWorld(ctx context.Context, c config.Config, log *slog.Logger) (*world, e
 			postgres.SnapshotPurge:      snapshot.NewPurge(disks, diskOptions),
 			postgres.AvailabilityUpdate: availability.New(updater, log),
 		},
+		lives: newLives(db, t, c.Traces, log),
 	}, nil
 }
 
 // close lets go of the database and sends what telemetry there still is.
 func (w *world) close(ctx context.Context, log *slog.Logger) {
+	tell(ctx, w.telemetry, w.lives, log)
 	w.db.Close()
 	if err := w.telemetry.Shutdown(ctx); err != nil {
 		log.WarnContext(ctx, "telemetry is lost", "error", err)

@@ -38,6 +38,7 @@ type Delivery struct {
 	Sink      string            `env:"K_SINK"`         // where follow-ups go; empty: the container is its own sink
 	FactsSink string            `env:"FACTS_SINK"`     // where facts go; empty: Sink
 	Service   string            `env:"K_SERVICE"`      // set by Knative Serving
+	SelfSweep bool              `env:"SELF_SWEEP"`     // without a sink: also ask itself for the sweeps that are due
 	Overrides map[string]string `env:"K_CE_OVERRIDES"` // extensions that a SinkBinding adds to every event sent
 }
 
@@ -46,6 +47,11 @@ func (d Delivery) Self() string {
 	if d.SelfURL != "" {
 		return d.SelfURL
 	}
+	return d.Loopback()
+}
+
+// Loopback returns the address of this very process.
+func (d Delivery) Loopback() string {
 	return "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(d.Port)) + "/"
 }
 
@@ -101,11 +107,17 @@ type Config struct {
 	Rules    Rules
 	Cloud    Cloud
 	Log      Log
+	Traces   Traces
 }
 
 // Log says how the log is written.
 type Log struct {
 	Format string `env:"LOG_FORMAT" envDefault:"json"` // json or text
+}
+
+// Traces says where traces can be looked at.
+type Traces struct {
+	JaegerQueryURL string `env:"JAEGER_QUERY_URL"` // empty: nowhere
 }
 
 // Outlook is what looking at the state and ahead needs: only the database's variables are required.

@@ -26,12 +26,21 @@ func FileExists(path string) bool {
 // Load reads everything from environ (os.Environ) and looks for files with exists (FileExists).
 func Load(environ []string, exists func(path string) bool) (Config, error) {
 	var c Config
-	p := parse(environ, &c.Postgres, &c.Delivery, &c.Rules, &c.Cloud, &c.Log)
+	p := parse(environ, &c.Postgres, &c.Delivery, &c.Rules, &c.Cloud, &c.Log, &c.Traces)
 	c.Postgres.check(p)
 	c.Delivery.check(p)
 	c.Rules.check(p)
 	c.Cloud.check(p, env.ToMap(environ), exists)
 	c.Log.check(p)
+	c.Traces.check(p)
+	return c, p.err()
+}
+
+// LoadTraces reads where traces can be looked at.
+func LoadTraces(environ []string) (Traces, error) {
+	var c Traces
+	p := parse(environ, &c)
+	c.check(p)
 	return c, p.err()
 }
 

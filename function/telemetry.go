@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+
+	ce "github.com/cloudevents/sdk-go/v2/event"
+
+	"gpudev.internal/reservation-expiry/internal/config"
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/jaeger"
+	"gpudev.internal/reservation-expiry/internal/lifecycle"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
+)
+
+// newLives makes the writer of what outlasts deliveries.
+func newLives(db *postgres.DB, t *telemetry.Telemetry, c config.Traces, log *slog.Logger) *lifecycle.Writer {
+	options := lifecycle.Options{Log: log}
+	if c.JaegerQueryURL != "" {
+		if viewer, err := jaeger.New(c.JaegerQueryURL, &http.Client{}); err == nil { // the address was checked
+			options.Viewer = viewer
+		}
+	}
+	return lifecycle.New(db, t, options)
+}
+
+// tell pushes what a delivery has recorded, before its answer, since nothing may run after it.
+func (h *handler) tell(ctx context.Context, e ce.Event, status int) {
+	h.telemetry.Metrics.EventAnswered(ctx, knownType(e.Type()), status)
+	kind, isFollowUp := event.KindOf(e.Type())
+	switch {
+	case isFollowUp && kind == string(postgres.Cleanup): // its steps are over one by one
+		tell(ctx, h.telemetry, h.lives, h.log, e.Subject())
+	default:
+		tell(ctx, h.telemetry, h.lives, h.log)
+	}
+}
+
+// tell flushes telemetry, and then writes what is over of reservations' lives: spans below a phase come before it. A
+// collector that does not take the one is not bothered with the other.
+func tell(ctx context.Context, t *telemetry.Telemetry, writer lives, log *slog.Logger, also ...string) {
+	if err := t.Flush(ctx); err != nil {
+		log.WarnContext(ctx, "telemetry is lost", "error", err)
+		return
+	}
+	if writer == nil {
+		return
+	}
+	if _, err := writer.Write(ctx, also...); err != nil {
+		log.WarnContext(ctx, "phases are not written into their traces", "error", err)
+	}
+}
