@@ -1,0 +1,69 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// platformGrants is what the service needs of the platform's tables, by column: a privilege for what it never does is
+// one that a mistake could use.
+const platformGrants = `-- The platform's tables: read what is looked at, change what is decided, and delete only what leads to a server.
+grant select (
+    reservation_id, user_id, status, name, gpu_type, gpu_count, instance_type, failure_reason, created_at, launched_at,
+    expires_at, updated_at, failed_at, cancelled_at, reservation_ended, pod_name, namespace, node_ip, node_port,
+    ebs_availability_zone, domain_name, fqdn, disk_name, ebs_volume_id, is_multinode, master_reservation_id, node_index,
+    total_nodes, oom_count, last_oom_at, oom_container, status_history, warnings_sent, last_warning_time
+) on reservations to $role;
+grant update (
+    status, reservation_ended, failed_at, cancelled_at, failure_reason, current_detailed_status, status_history,
+    oom_count, oom_container, last_oom_at, warnings_sent, last_warning_time
+) on reservations to $role;
+grant select (
+    disk_id, disk_name, user_id, disk_size, created_at, last_used, in_use, reservation_id, is_backing_up, is_deleted,
+    delete_date, snapshot_count, pending_snapshot_count, ebs_volume_id, last_snapshot_at, operation_status,
+    operation_error, latest_snapshot_content_s3, last_updated
+) on disks to $role;
+grant update (
+    in_use, reservation_id, is_backing_up, last_updated, ebs_volume_id, operation_status, operation_error,
+    snapshot_count, pending_snapshot_count, last_snapshot_at, disk_size, latest_snapshot_content_s3
+) on disks to $role;
+-- Nothing is changed in these two: PostgreSQL lets only those lock a row who may update some column of it.
+grant select (domain_name, reservation_id), update (updated_at), delete on domain_mappings to $role;
+grant select (reservation_id, jupyter_target_group_arn, jupyter_rule_arn), update (updated_at), delete
+    on alb_target_groups to $role;
+`
+
+// ownGrants is what it needs of its own schema, now and after later migrations by the same owner. It may change no
+// table there, and its version least of all.
+const ownGrants = `-- Its own schema: every row, but no table.
+grant usage on schema expiry to $role;
+grant select, insert, update, delete on all tables in schema expiry to $role;
+alter default privileges in schema expiry grant select, insert, update, delete on tables to $role;
+revoke insert, update, delete on expiry.schema_version from $role;
+revoke all on expiry.migration_lock from $role;
+`
+
+// Grants returns the SQL that lets a role run the service and nothing more, for whoever owns the platform's tables and
+// schema expiry. It may be run again at any time.
+func Grants(role string) string {
+	return strings.ReplaceAll(platformGrants+ownGrants, "$role", pgx.Identifier{role}.Sanitize())
+}
+
+// Grant runs Grants as the owner that url logs in as, all of it or nothing. It is idempotent.
+func Grant(ctx context.Context, url, role string) error {
+	config, err := connConfig(url)
+	if err != nil {
+		return err
+	}
+	config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol // several statements, which are one transaction
+	db := stdlib.OpenDB(*config)
+	defer func() { _ = db.Close() }()
+	if _, err := db.ExecContext(ctx, Grants(role)); err != nil {
+		return fmt.Errorf("grant to %s what the service needs (only the owner of the tables may): %w", role, err)
+	}
+	return nil
+}
