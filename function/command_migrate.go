@@ -13,6 +13,7 @@ import (
 
 func migrateCommand(sh shell) *cobra.Command {
 	var platformTables bool
+	var grant *grants
 	c := &cobra.Command{
 		Use:   "migrate",
 		Short: "Create or upgrade schema expiry",
@@ -21,18 +22,29 @@ several at once, and while the service runs.
 
 Needs only the POSTGRES_ variables.`,
 		Example: `  reservation-expiry migrate
+  reservation-expiry migrate --grant-to expiry   # as the owner: what the service's own role needs, too
+  reservation-expiry migrate --print-grants expiry | psql
   reservation-expiry migrate --platform-tables   # for a demo: the platform's tables, too`,
 		Args: arguments(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error { return migrate(c.Context(), sh, platformTables) },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if printed, err := grant.printed(c, sh); printed {
+				return err
+			}
+			return migrate(c.Context(), sh, platformTables, grant)
+		},
 	}
+	grant = grantFlags(c)
 	c.Flags().BoolVar(&platformTables, "platform-tables", false, "also create the platform's tables where they are absent, for demos and tests")
 	return c
 }
 
-func migrate(ctx context.Context, sh shell, platformTables bool) error {
+func migrate(ctx context.Context, sh shell, platformTables bool, grant *grants) error {
 	p, err := config.LoadPostgres(sh.environ)
 	if err != nil {
 		return usageError{err}
+	}
+	if err := grant.check(p); err != nil {
+		return err
 	}
 	type migration = func(ctx context.Context, url string, done ...func(string, time.Duration)) error
 	upgrade := func(what string, run migration) error {
@@ -54,5 +66,8 @@ func migrate(ctx context.Context, sh shell, platformTables bool) error {
 			return err
 		}
 	}
-	return upgrade("schema expiry", postgres.Migrate)
+	if err := upgrade("schema expiry", postgres.Migrate); err != nil {
+		return err
+	}
+	return grant.grant(ctx, sh, p)
 }

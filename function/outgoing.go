@@ -19,7 +19,9 @@ type outgoing struct {
 	// followUps brings them to the sink, or back to this service where there is none.
 	followUps dispatch.Sender
 	// facts brings them to others; nil where they stay recorded, for the service never receives its own.
-	facts     dispatch.Sender
+	facts dispatch.Sender
+	// loopback brings them to this very process, ready or not.
+	loopback  dispatch.Sender
 	transport *http.Transport
 }
 
@@ -29,12 +31,13 @@ func newOutgoing(d config.Delivery, providers instrument.Providers) outgoing {
 		options.Transport = instrument.HTTP(providers, transport)
 		return dispatch.NewHTTPSender(target, options)
 	}
-	out := outgoing{build: event.Builder{Extensions: d.Overrides}, transport: transport}
+	self := dispatch.SenderOptions{Timeout: selfTimeout, Tries: 1}
+	out := outgoing{build: event.Builder{Extensions: d.Overrides}, transport: transport, loopback: to(d.Loopback(), self)}
 	if d.Sink != "" {
 		out.followUps = to(d.Sink, dispatch.SenderOptions{})
 		out.facts = out.followUps
 	} else {
-		out.followUps = to(d.Self(), dispatch.SenderOptions{Timeout: selfTimeout, Tries: 1})
+		out.followUps = to(d.Self(), self)
 	}
 	if d.FactsSink != "" {
 		out.facts = to(d.FactsSink, dispatch.SenderOptions{})

@@ -68,6 +68,14 @@ func (b Builder) FollowUp(f FollowUp) (ce.Event, error) {
 	return b.finish(e, partition, f.Traceparent, body)
 }
 
+// SweepRequested returns the event that asks for a whole sweep. The caller makes its id.
+func (b Builder) SweepRequested(id string) (ce.Event, error) {
+	e := ce.New()
+	e.SetID(id)
+	e.SetType(SweepRequested)
+	return b.finish(e, SweepRequested, "", json.RawMessage("{}"))
+}
+
 // Fact returns the event that announces a fact. Its id is the fact's: a consumer that sees it twice can tell.
 func (b Builder) Fact(f Fact) (ce.Event, error) {
 	e := ce.New()
