@@ -38,7 +38,7 @@ func is(status string) check {
 
 // because expects the reason that the user is told.
 func because(parts ...string) check {
-	return check{"its reason says " + quotedList(parts), func(ctx context.Context, r *subject) error {
+	return check{"its reason says: " + list(parts), func(ctx context.Context, r *subject) error {
 		said, err := r.stage.Text(ctx, "select coalesce(failure_reason, current_detailed_status) from reservations where reservation_id = $1", r.ID)
 		if err != nil {
 			return err
@@ -47,7 +47,7 @@ func because(parts ...string) check {
 	}}
 }
 
-func quotedList(parts []string) string { return `"` + strings.Join(parts, `", "`) + `"` }
+func list(parts []string) string { return strings.Join(parts, "; ") }
 
 // warned expects the levels at which it was warned, in order.
 func warned(levels string) check {
@@ -58,7 +58,7 @@ func warned(levels string) check {
 
 // passedOver expects the levels that came too late to be sent.
 func passedOver(levels string) check {
-	return equals("level "+levels+" is recorded as passed over", `
+	return equals("passed over, and recorded so: "+levels, `
 		select string_agg(split_part(key, '/', 3), ', ' order by split_part(key, '/', 3)::int desc) from expiry.follow_ups
 		where kind = 'warning' and reservation_id = $1 and outcome = 'passed_over'`, levels)
 }
@@ -74,7 +74,7 @@ var neverWarned = equals("nobody warned it", "select count(*) from expiry.follow
 
 // file expects a file in the home directory of its server to say something.
 func file(name string, parts ...string) check {
-	return check{name + " in its home says " + quotedList(parts), func(ctx context.Context, r *subject) error {
+	return check{name + " in its home says: " + list(parts), func(ctx context.Context, r *subject) error {
 		text, err := r.stage.ExecInPod(ctx, r.Pod, "cat", "/home/dev/"+name)
 		if err != nil {
 			return err

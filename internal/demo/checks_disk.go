@@ -99,7 +99,7 @@ func diskRow(what, want string) check {
 
 // diskFree expects a disk that the next reservation can have, with so many snapshots counted.
 func diskFree(snapshots int) check {
-	return diskRow(fmt.Sprintf("its disk is free, %d snapshots are counted", snapshots), fmt.Sprintf("free, no volume, %d snapshots", snapshots))
+	return diskRow(fmt.Sprintf("its disk is free; snapshots counted: %d", snapshots), fmt.Sprintf("free, no volume, %d snapshots", snapshots))
 }
 
 // listed expects the listing of its disk in the bucket.
@@ -115,7 +115,7 @@ func listed(part string) check {
 
 // records expects how many names of it DNS has.
 func records(n int) check {
-	return check{fmt.Sprintf("DNS has %d records of its name", n), func(ctx context.Context, r *subject) error {
+	return check{fmt.Sprintf("records of its name in DNS: %d", n), func(ctx context.Context, r *subject) error {
 		found, err := r.stage.Records(ctx, r.Domain)
 		if err == nil && len(found) != n {
 			err = fmt.Errorf("it has %s", strings.Join(found, ", "))

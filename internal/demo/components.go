@@ -84,6 +84,17 @@ func (c *components) down(ctx context.Context) error {
 	return c.stack(ctx, "down")
 }
 
+// clear is down, and takes away what the demo has written besides, but for the service's log.
+func (c *components) clear(ctx context.Context) error {
+	if err := os.RemoveAll(c.envFile()); err != nil {
+		return fmt.Errorf("remove the environment: %w", err)
+	}
+	return c.down(ctx)
+}
+
+// envFile is the service's environment, to be sourced by people who look further.
+func (c *components) envFile() string { return filepath.Join(c.dir, "demo.env") }
+
 // given reports whether a component is not the demo's own and will outlive it.
 func (c *components) given(name string) bool { return os.Getenv(name) != "" }
 

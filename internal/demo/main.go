@@ -41,23 +41,27 @@ type demo struct {
 }
 
 func run(ctx context.Context, keep bool) error {
-	if len(os.Args) > 1 && os.Args[1] == "ping" { // what KEEP=1 leaves running
-		runPingSource(ctx, os.Args[2], tickEvery, func(err error) { fmt.Println(time.Now().UTC().Format(time.RFC3339), err) })
-		return nil
-	}
 	c, err := openComponents()
 	if err != nil {
 		return err
+	}
+	switch {
+	case len(os.Args) == 4 && os.Args[1] == "outside": // what KEEP=1 leaves running
+		return runOutside(ctx, os.Args[2], os.Args[3])
+	case len(os.Args) == 2 && os.Args[1] == "down":
+		return c.clear(ctx)
 	}
 	d := &demo{components: c, screen: newScreen(os.Stdout, time.Now())}
 	err = d.play(ctx)
 	if ctx.Err() != nil {
 		err = errors.New("interrupted")
+		fmt.Println("\ninterrupted: stopping everything")
 	}
+	d.screen.leave()
 	if keep && d.service != nil && ctx.Err() == nil {
 		return errors.Join(err, d.leave())
 	}
-	return errors.Join(err, d.clear())
+	return errors.Join(err, d.end())
 }
 
 // play does everything up to the verdict.
@@ -67,7 +71,7 @@ func (d *demo) play(ctx context.Context) error {
 	}
 	d.screen.say("demo", "setting up the reservations")
 	var err error
-	if d.stages, err = setAll(ctx, d.platform, scenarios); err != nil {
+	if d.stages, err = setAll(ctx, d.platform, d.service, scenarios); err != nil {
 		return err
 	}
 	for _, s := range d.stages {
@@ -78,7 +82,7 @@ func (d *demo) play(ctx context.Context) error {
 			d.subjects = append(d.subjects, r)
 		}
 	}
-	d.screen.say("demo", "%d are set up; from now on a tick every %s", len(d.subjects), tickEvery)
+	d.screen.say("demo", "%d things are set up; from now on a tick every %s\n", len(d.subjects), tickEvery)
 	if err := d.watch(ctx); err != nil {
 		return err
 	}
@@ -105,7 +109,11 @@ func (d *demo) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	environ, err := serviceEnviron(d.components, d.platform, port)
+	announced, err := listenForFacts(ctx, "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	environ, err := serviceEnviron(d.components, d.platform, port, announced.address)
 	if err != nil {
 		return err
 	}
@@ -115,6 +123,7 @@ func (d *demo) start(ctx context.Context) error {
 	if d.service, err = serve(ctx, d.components, environ, port); err != nil {
 		return err
 	}
+	d.service.announced = announced
 	d.screen.say("service", "serving on %s, log in %s", d.service.url, d.service.log)
 	return nil
 }

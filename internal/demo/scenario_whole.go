@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strconv"
+	"slices"
+	"strings"
 
 	"gpudev.internal/reservation-expiry/internal/demo/platform"
 )
@@ -42,27 +42,22 @@ func whole(s *stage) {
 			    select subject from expiry.facts group by subject having min(sequence) <> 1 or max(sequence) <> count(*)) gaps`),
 		nothing("no snapshot is pending or lost", `
 			select string_agg(concat_ws(' ', snapshot_id, state, detail), '; ') from expiry.snapshots where state not in ('completed', 'purged')`),
-		check{"the platform was asked to count its free GPUs anew", func(ctx context.Context, r *subject) error {
-			_, err := s.count(ctx, "lambda:POST /2015-03-31/functions/"+s.Function+"/invocations")
+		check{"all that was announced has come in at FACTS_SINK, in order", func(ctx context.Context, _ *subject) error {
+			ids, err := s.Text(ctx, "select string_agg(fact_id::text, ' ') from expiry.facts")
+			return wrongly(list(s.service.announced.missing(strings.Fields(ids))), err)
+		}},
+		check{"the platform was asked to count its free GPUs anew", func(ctx context.Context, _ *subject) error {
+			calls, err := s.Calls(ctx)
+			if err == nil && !slices.ContainsFunc(calls, func(c platform.Call) bool {
+				return c.Action == "lambda:POST /2015-03-31/functions/"+s.Function+"/invocations"
+			}) {
+				err = errors.New("it was not")
+			}
 			return err
 		}},
+		check{"a further sweep would do nothing", func(ctx context.Context, _ *subject) error {
+			planned, err := dryRun(ctx, s.service.url+"/")
+			return wrongly(list(planned), err)
+		}},
 	)
-}
-
-// count returns how often an AWS call was made, which is an error where it was not.
-func (s *stage) count(ctx context.Context, action string) (int, error) {
-	calls, err := s.Calls(ctx)
-	if err != nil {
-		return 0, err
-	}
-	n := 0
-	for _, c := range calls {
-		if c.Action == action {
-			n++
-		}
-	}
-	if n == 0 {
-		return 0, fmt.Errorf("%s was never called in %s calls", action, strconv.Itoa(len(calls)))
-	}
-	return n, nil
 }

@@ -9,11 +9,14 @@ import (
 
 // Reservations that end and leave a disk, and disks between reservations.
 
+// explained is the reservation that the demo explains in the end.
+const explained = "ended, with a disk"
+
 var diskKept = []string{"reservation.expired", "disk.snapshotted", "disk.released", "reservation.cleanedUp"}
 
 // Past its end: its listing kept, a snapshot made, the volume gone, the disk free.
 func expiredWithDisk(s *stage) {
-	s.reserve("ended, with a disk", platform.Reservation{User: "uma", Disk: "work", EndsIn: -time.Minute}).onDisk().running().
+	s.reserve(explained, platform.Reservation{User: "uma", Disk: "work", EndsIn: -time.Minute}).onDisk().running().
 		sh("mkdir -p /home/dev/project && echo data >/home/dev/project/results.csv").
 		expect(is("expired"), podGone, serviceGone, listed("results.csv"), snapshotted, volumeGone, claimGone, diskFree(1),
 			cleanup("released"), facts(diskKept...))

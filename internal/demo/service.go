@@ -30,11 +30,12 @@ const (
 
 // service is the function: the binary that also goes into the image.
 type service struct {
-	environ []string // its own, for its other commands too
-	url     string
-	log     string
-	process *os.Process
-	ended   chan error
+	environ   []string // its own, for its other commands too
+	url       string
+	log       string
+	announced *announcements // what it has announced to others
+	process   *os.Process
+	ended     chan error
 }
 
 // stop lets the service hand back what it holds, for at most the time that a container is given.
@@ -48,7 +49,7 @@ func (s *service) stop() {
 }
 
 // environ is how the service is configured: through PgBouncer, its own sink, and with the times that make a demo short.
-func serviceEnviron(c *components, p *platform.Platform, port int) ([]string, error) {
+func serviceEnviron(c *components, p *platform.Platform, port int, facts string) ([]string, error) {
 	pooled, err := url.Parse(c.env["STACK_PGBOUNCER_URL"])
 	if err != nil {
 		return nil, errors.New("the address of PgBouncer cannot be read")
@@ -61,7 +62,7 @@ func serviceEnviron(c *components, p *platform.Platform, port int) ([]string, er
 		}
 	}
 	return append(environ,
-		"PORT="+strconv.Itoa(port), "LOG_FORMAT=json",
+		"PORT="+strconv.Itoa(port), "FACTS_SINK=http://"+facts, "LOG_FORMAT=json",
 		"POSTGRES_HOST="+pooled.Hostname(), "POSTGRES_PORT="+pooled.Port(), "POSTGRES_DB="+database,
 		"POSTGRES_USER="+c.env["POSTGRES_USER"], "POSTGRES_PASSWORD="+c.env["POSTGRES_PASSWORD"],
 		"KUBECONFIG="+c.env["KUBECONFIG"],

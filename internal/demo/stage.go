@@ -16,6 +16,7 @@ type scenario func(s *stage)
 // stage is where one scenario is set up. After the first error its methods do nothing.
 type stage struct {
 	*platform.Platform
+	service  *service
 	ctx      context.Context //nolint:containedctx // of the set-up, which the scenarios are written without
 	subjects []*subject
 	events   []*happening
@@ -49,12 +50,12 @@ type happening struct {
 }
 
 // setAll sets up all scenarios, several at a time, and returns their stages in order.
-func setAll(ctx context.Context, p *platform.Platform, scenarios []scenario) ([]*stage, error) {
+func setAll(ctx context.Context, p *platform.Platform, service *service, scenarios []scenario) ([]*stage, error) {
 	stages := make([]*stage, len(scenarios))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(8)
 	for i, set := range scenarios {
-		stages[i] = &stage{Platform: p, ctx: ctx}
+		stages[i] = &stage{Platform: p, service: service, ctx: ctx}
 		group.Go(func() error {
 			set(stages[i])
 			return stages[i].failure()
@@ -142,8 +143,8 @@ func (s *stage) meanwhile(what string, due func(ctx context.Context) (bool, erro
 	s.events = append(s.events, &happening{what: what, due: due, do: do})
 }
 
-// holding finds, at the same time for all, which expectations do not hold yet. Those that never change their mind are
-// asked again in the end.
+// failing checks all expectations of all subjects, several at a time. It returns, for those subjects of which not all
+// hold, an error or nil for each.
 func failing(ctx context.Context, subjects []*subject) map[*subject][]error {
 	var mu sync.Mutex
 	found := map[*subject][]error{}

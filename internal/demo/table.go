@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,10 +20,10 @@ type screen struct {
 	out      io.Writer
 	terminal int // file descriptor, -1: none
 	begun    time.Time
-	drawn    int    // lines on the terminal that the next drawing replaces
-	last     []line // as last shown
-	ticks    int
-	said     []string // latest happenings, below the table
+	drawn    int      // lines on the terminal that the next drawing replaces
+	said     []string // what happened while the table was shown, below it
+	last     []line
+	changed  []time.Time // of each line
 }
 
 func newScreen(out *os.File, begun time.Time) *screen {
@@ -41,24 +44,43 @@ func (s *screen) say(component, format string, args ...any) {
 	fmt.Fprintln(s.out, text)
 }
 
-// show draws the table as it is now.
+// leave makes the table stay as it is: what comes is printed below it.
+func (s *screen) leave() { s.drawn = 0 }
+
+// show shows the table as it is now.
 func (s *screen) show(lines []line, sweeps int) {
+	before := s.last
+	s.last = slices.Clone(lines)
+	if s.changed == nil {
+		s.changed = make([]time.Time, len(lines))
+	}
+	for i := range lines {
+		if before == nil || before[i] != lines[i] {
+			s.changed[i] = time.Now()
+		}
+	}
 	if s.terminal < 0 {
-		s.append(lines)
+		s.append(before, lines)
 		return
 	}
+	s.redraw(lines, sweeps)
+}
+
+// around is how many lines there are besides the table's rows: its header, what happened, the status, the prompt.
+const around = 7
+
+func (s *screen) redraw(lines []line, sweeps int) {
 	width, height, err := term.GetSize(s.terminal)
 	if err != nil {
-		width, height = 100, 24
+		width, height = 120, 60
 	}
-	rendered := strings.Split(render(lines, width), "\n")
 	status := fmt.Sprintf("%6.1fs  %d sweeps so far", time.Since(s.begun).Seconds(), sweeps)
-	below := append([]string{}, s.said[max(0, len(s.said)-3):]...)
-	room := height - len(below) - 2
-	if over := len(rendered) - room; over > 0 {
-		rendered = append(rendered[:room-1], fmt.Sprintf("… and %d more: the terminal is too low", over+1))
+	if room := max(height-around, 5); len(lines) > room {
+		status += fmt.Sprintf("; of %d rows those that changed last (a terminal of %d lines shows all)", len(lines), len(lines)+around)
+		lines = s.latest(lines, room)
 	}
-	all := append(append(rendered, below...), status)
+	all := strings.Split(render(lines), "\n")
+	all = append(append(all, s.said[max(0, len(s.said)-3):]...), status)
 	var b strings.Builder
 	if s.drawn > 0 {
 		fmt.Fprintf(&b, "\x1b[%dA\x1b[J", s.drawn)
@@ -70,25 +92,45 @@ func (s *screen) show(lines []line, sweeps int) {
 	_, _ = io.WriteString(s.out, b.String())
 }
 
+// latest returns the n lines that changed last, in the order of the table.
+func (s *screen) latest(lines []line, n int) []line {
+	order := make([]int, len(lines))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Or(s.changed[b].Compare(s.changed[a]), a-b) })
+	shown := order[:n]
+	slices.Sort(shown)
+	latest := make([]line, n)
+	for i, at := range shown {
+		latest[i] = lines[at]
+	}
+	return latest
+}
+
+// progress is what changes all the time.
+var progress = regexp.MustCompile(`snapshot \d+%`)
+
 // append prints what has changed.
-func (s *screen) append(lines []line) {
+func (s *screen) append(before, lines []line) {
 	for i, l := range lines {
 		var changes []string
 		for c := 1; c < len(l); c++ {
-			if s.last == nil || s.last[i][c] != l[c] {
-				if l[c] != "" && (s.last != nil || l[c] != "–") {
-					changes = append(changes, columns[c]+" "+l[c])
-				}
+			old, now := "–", progress.ReplaceAllString(l[c], "snapshot under way")
+			if before != nil {
+				old = progress.ReplaceAllString(before[i][c], "snapshot under way")
+			}
+			if now != old && now != "" {
+				changes = append(changes, columns[c]+" "+now)
 			}
 		}
 		if len(changes) > 0 {
-			fmt.Fprintf(s.out, "%6.1fs  %-34s %s\n", time.Since(s.begun).Seconds(), l[0], strings.Join(changes, " · "))
+			fmt.Fprintf(s.out, "%6.1fs  %-38s  %s\n", time.Since(s.begun).Seconds(), l[0], strings.Join(changes, " · "))
 		}
 	}
-	s.last = append([]line{}, lines...)
 }
 
-func render(lines []line, width int) string {
+func render(lines []line) string {
 	t := table.NewWriter()
 	style := table.Style{Name: "plain", Format: table.FormatOptions{Header: text.FormatDefault}}
 	style.Box.PaddingRight = "  "
@@ -101,20 +143,20 @@ func render(lines []line, width int) string {
 	for _, l := range lines {
 		row := table.Row{}
 		for i, cell := range l {
-			row = append(row, paint(i, text.Trim(cell, width)))
+			row = append(row, paint(i, cell))
 		}
 		t.AppendRow(row)
 	}
 	return strings.TrimRight(t.Render(), "\n")
 }
 
-var moods = map[string]text.Color{
+var colors = map[string]text.Color{
 	"expired": text.FgYellow, "cancelled": text.FgYellow, "failed": text.FgRed, "active": text.FgGreen,
 	"released": text.FgGreen, "nothing to keep": text.FgGreen, "superseded": text.FgCyan, "lost": text.FgRed, "–": text.Faint,
 }
 
 func paint(column int, cell string) string {
-	if color, ok := moods[cell]; ok {
+	if color, ok := colors[cell]; ok {
 		return color.Sprint(cell)
 	}
 	if column == len(columns)-1 {

@@ -137,7 +137,7 @@ func (w *world) of(r *subject) line {
 		l[6] = cmp.Or(found.Step, found.Said, r.note)
 	default:
 		l[5] = strings.ReplaceAll(found.Outcome, "_", " ")
-		l[6] = cmp.Or(found.Said, r.note)
+		l[6] = cmp.Or(strings.TrimPrefix(found.Said, found.Status+": "), r.note)
 	}
 	return l
 }
@@ -145,10 +145,10 @@ func (w *world) of(r *subject) line {
 func (w *world) podOf(r *subject) string {
 	pod, there := w.pods[r.Pod]
 	switch {
-	case !there && r.PodUID != "":
-		return "gone"
-	case !there:
+	case r.PodUID == "":
 		return "–"
+	case !there || string(pod.UID) != r.PodUID:
+		return "gone"
 	case pod.DeletionTimestamp != nil:
 		return "stopping"
 	case pod.Status.Reason != "":

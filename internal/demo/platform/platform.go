@@ -8,10 +8,12 @@ import (
 	"crypto/rand"
 	"fmt"
 	"math/big"
+	"net/http"
 	"strings"
 	"sync"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
@@ -76,10 +78,24 @@ func Connect(ctx context.Context, postgresURL, kubeconfig, endpoint, region stri
 	}
 	cfg := awssdk.Config{
 		Region: region, BaseEndpoint: &endpoint, Credentials: credentials.NewStaticCredentialsProvider(p.Account, "demo", ""),
+		HTTPClient: &inTurn{client: awshttp.NewBuildableClient()},
 	}
 	p.EC2, p.ELB, p.DNS, p.Lambda = ec2.NewFromConfig(cfg), elb.NewFromConfig(cfg), route53.NewFromConfig(cfg), lambda.NewFromConfig(cfg)
 	p.S3 = s3.NewFromConfig(cfg, func(o *s3.Options) { o.UsePathStyle = true })
 	return p, nil
+}
+
+// inTurn sends one request at a time: the emulator gets confused by several at once, and what an answer was lost to is
+// made twice by the SDK's retry.
+type inTurn struct {
+	mu     sync.Mutex
+	client awssdk.HTTPClient
+}
+
+func (c *inTurn) Do(r *http.Request) (*http.Response, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.client.Do(r) //nolint:wrapcheck // the SDK looks at it
 }
 
 // Found makes what is there before the first reservation: nodes with their instances, the zone, the load balancer, the
