@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -89,9 +90,7 @@ func lockReservations(ctx context.Context, tx pgx.Tx, batch []Ending) ([]string,
 
 func endLocked(ctx context.Context, tx pgx.Tx, now time.Time, batch []Ending, locked []string, guard string, guardArgs pgx.NamedArgs) ([]string, error) {
 	args := pgx.NamedArgs{"now": now, "at": now.UTC().Format(time.RFC3339Nano), "locked": locked}
-	for name, value := range guardArgs {
-		args[name] = value
-	}
+	maps.Copy(args, guardArgs)
 	byID := make(map[string]Ending, len(batch))
 	var ids, to, reasons, believed []string
 	var untimely []bool

@@ -39,8 +39,8 @@ func TestTheBrake(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			w.insertMany(tc.overdue, "due", "active", ago(time.Hour))
-			w.insertMany(tc.active-tc.overdue, "run", "active", ahead(time.Hour))
+			w.insertMany(tc.overdue, "due", ago(time.Hour))
+			w.insertMany(tc.active-tc.overdue, "run", ahead(time.Hour))
 			s := w.sweeper(func(o *Options) {
 				o.BrakePercent, o.BrakeMin = 20, 5
 				o.Now = func() time.Time { return time.Now().Add(-tc.skew) }

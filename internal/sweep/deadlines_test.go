@@ -113,7 +113,7 @@ func TestWhichReservationsExpire(t *testing.T) {
 func TestAnomaliesAreCountedAndOnlyTheFirstAreNamed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.insertMany(50, "odd", "active", "null::timestamptz")
+	w.insertMany(50, "odd", "null::timestamptz")
 	r := w.sweep()
 	require.Len(t, r.Anomalies, 1)
 	require.Equal(t, 50, r.Anomalies[0].Count)
@@ -123,7 +123,7 @@ func TestAnomaliesAreCountedAndOnlyTheFirstAreNamed(t *testing.T) {
 func TestARowThatThePlatformRefusesToChangeDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.insertMany(40, "due", "active", ago(time.Hour))
+	w.insertMany(40, "due", ago(time.Hour))
 	w.exec(`create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no'; end $$`)
 	w.exec(`create trigger refuse before update on reservations for each row when (old.reservation_id in ('due-7', 'due-8')) execute function refuse()`)
 	r, err := w.sweeper().Sweep(t.Context(), event.Ping, event.SweepRequest{})
@@ -138,8 +138,8 @@ func TestARowThatThePlatformRefusesToChangeDelaysNoOther(t *testing.T) {
 func TestARowInSomebodysHandsIsLeftForTheNextTick(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	extended, other, node := w.insert(row{"expires_at": ago(time.Hour)})[0], w.insert(row{"expires_at": ago(time.Hour)})[0], ""
-	node = w.insert(row{"expires_at": ago(time.Hour), "master_reservation_id": quote(extended)})[0]
+	extended, other := w.insert(row{"expires_at": ago(time.Hour)})[0], w.insert(row{"expires_at": ago(time.Hour)})[0]
+	node := w.insert(row{"expires_at": ago(time.Hour), "master_reservation_id": quote(extended)})[0]
 	tx, err := w.raw.Begin(t.Context())
 	require.NoError(t, err)
 	_, err = tx.Exec(t.Context(), "update reservations set expires_at = clock_timestamp() + interval '1 hour' where reservation_id = $1", extended)
@@ -171,7 +171,7 @@ func TestALockThatOnlyRefersToTheRowIsNoObstacle(t *testing.T) {
 func TestTenThousandActiveReservationsWithNothingDueTakeWellUnderASecond(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.insertMany(10_000, "run", "active", ahead(24*time.Hour))
+	w.insertMany(10_000, "run", ahead(24*time.Hour))
 	w.exec("update reservations set master_reservation_id = 'run-1' where reservation_id like 'run-%00'")
 	w.exec("analyze reservations")
 	best := time.Hour // of several: other tests run beside this one
@@ -192,8 +192,8 @@ func TestThousandsOfEndingsAtOnce(t *testing.T) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			w.insertMany(n, "due", "active", ago(48*time.Hour))
-			w.insertMany(n, "run", "active", ahead(48*time.Hour))
+			w.insertMany(n, "due", ago(48*time.Hour))
+			w.insertMany(n, "run", ahead(48*time.Hour))
 			w.exec("analyze reservations")
 			r := w.sweep()
 			t.Logf("%d endings: %s, by part in ms %v", n, r.FinishedAt.Sub(r.StartedAt), r.Durations)

@@ -82,7 +82,7 @@ func TestAUserWhoCommitsFirstHasWon(t *testing.T) {
 	w := newWorld(t)
 	first := map[string]int{}
 	for round := range raceRounds {
-		w.insertMany(racesAtOnce, "r", "active", ago(time.Hour))
+		w.insertMany(racesAtOnce, "r", ago(time.Hour))
 		ids := w.texts("select reservation_id from reservations order by 1")
 		changes := []string{"expires_at = clock_timestamp() + interval '9 hours'", "status = 'cancelled', cancelled_at = clock_timestamp()"}
 		was := w.race(func(i int) string { return changes[i%2] }, ids)
@@ -116,8 +116,8 @@ func TestAnExtensionOfTheMasterHoldsTheNodes(t *testing.T) {
 	w := newWorld(t)
 	first := map[string]int{}
 	for round := range raceRounds {
-		w.insertMany(racesAtOnce, "master", "active", ago(time.Hour))
-		w.insertMany(racesAtOnce, "node", "active", ago(2*time.Hour))
+		w.insertMany(racesAtOnce, "master", ago(time.Hour))
+		w.insertMany(racesAtOnce, "node", ago(2*time.Hour))
 		w.exec("update reservations set master_reservation_id = replace(reservation_id, 'node', 'master') where reservation_id like 'node-%'")
 		masters := w.texts("select reservation_id from reservations where reservation_id like 'master-%' order by 1")
 		was := w.race(func(int) string { return "expires_at = clock_timestamp() + interval '9 hours'" }, masters)

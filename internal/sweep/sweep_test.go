@@ -201,7 +201,7 @@ func TestAPauseEndsByItself(t *testing.T) {
 func TestASweepThatCannotBeginSaysSo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec("drop table expiry.sweeps")
+	w.exec("alter table expiry.sweeps rename to elsewhere")
 	_, err := w.sweeper().Sweep(t.Context(), event.Ping, event.SweepRequest{})
 	require.ErrorContains(t, err, "begin a sweep")
 	require.Equal(t, "-infinity", w.text("select expires_at::text from expiry.sweep_lease"), "all or nothing")

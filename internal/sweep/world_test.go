@@ -3,8 +3,8 @@ package sweep
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -46,7 +46,7 @@ func newWorld(t *testing.T) *world {
 func testOptions() Options {
 	return Options{
 		Grace: testGrace, WarningMinutes: 30, BrakePercent: 100, Timeout: 30 * time.Second,
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Log: slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -59,9 +59,9 @@ func (w *world) sweeper(change ...func(*Options)) *Sweeper {
 }
 
 // sweep runs a sweep that must go well.
-func (w *world) sweep(change ...func(*Options)) Result {
+func (w *world) sweep() Result {
 	w.t.Helper()
-	return w.run(w.sweeper(change...), event.SweepRequest{})
+	return w.run(w.sweeper(), event.SweepRequest{})
 }
 
 func (w *world) run(s *Sweeper, req event.SweepRequest) Result {
@@ -90,9 +90,7 @@ func (w *world) insert(rows ...row) []string {
 			"reservation_id": quote(uuid.NewString()), "user_id": "'ada'", "status": "'active'", "created_at": ago(8 * time.Hour),
 			"launched_at": ago(7 * time.Hour), "expires_at": ahead(4 * time.Hour),
 		}
-		for column, value := range r {
-			columns[column] = value
-		}
+		maps.Copy(columns, r)
 		var names, values []string
 		for column, value := range columns {
 			names, values = append(names, column), append(values, value)
@@ -103,13 +101,13 @@ func (w *world) insert(rows ...row) []string {
 	return ids
 }
 
-// insertMany makes n reservations named prefix-<number>, whose deadlines lie from the given moment on, a second apart.
-func (w *world) insertMany(n int, prefix, status, expiresAt string) {
+// insertMany makes n active reservations named prefix-<number>, whose deadlines lie from the given moment on, a second apart.
+func (w *world) insertMany(n int, prefix, expiresAt string) {
 	w.t.Helper()
 	w.exec(fmt.Sprintf(`
 		insert into reservations (reservation_id, user_id, status, created_at, launched_at, expires_at)
-		select '%s-' || i, 'ada', '%s', clock_timestamp() - interval '60 days', clock_timestamp() - interval '60 days',
-		       %s + i * interval '1 second' from generate_series(1, %d) i`, prefix, status, expiresAt, n))
+		select '%s-' || i, 'ada', 'active', clock_timestamp() - interval '60 days', clock_timestamp() - interval '60 days',
+		       %s + i * interval '1 second' from generate_series(1, %d) i`, prefix, expiresAt, n))
 }
 
 func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
