@@ -23,6 +23,8 @@ const kubernetesVersion = "v1.36.4"
 // progressEvery is how often a long build says that it is still at it.
 const progressEvery = 15 * time.Second
 
+const pruneAfter = 7 * 24 * time.Hour
+
 // cluster is tools/kube/cmd/devcluster: etcd, kube-apiserver and simulated nodes in one process.
 type cluster struct{ bin string }
 
@@ -54,7 +56,22 @@ func (c *cluster) build(ctx context.Context, s *stack) error {
 	if err := s.runLong(c.name(), cmd); err != nil {
 		return fmt.Errorf("build devcluster: %w", err)
 	}
-	return os.Rename(c.bin+".tmp", c.bin)
+	if err := os.Rename(c.bin+".tmp", c.bin); err != nil {
+		return err
+	}
+	return s.prune("devcluster-*", c.bin)
+}
+
+// prune removes what was built for other versions and not lately; a checkout that still wants it links it again.
+func (s *stack) prune(pattern, keep string) error {
+	built, err := filepath.Glob(filepath.Join(s.cache, pattern))
+	for _, path := range built {
+		info, statErr := os.Stat(path)
+		if statErr == nil && path != keep && time.Since(info.ModTime()) > pruneAfter {
+			err = errors.Join(err, os.Remove(path))
+		}
+	}
+	return err
 }
 
 // runLong runs a command that prints a line for each thing done, and now and then says how many there are.

@@ -162,7 +162,9 @@ func (in *instance) stop(ctx context.Context) error {
 			case <-time.After(20 * time.Millisecond):
 			}
 		}
-		_ = syscall.Kill(-in.PID, syscall.SIGKILL)
+		if in.running() {
+			_ = syscall.Kill(-in.PID, syscall.SIGKILL)
+		}
 	}
 	for _, dir := range in.Remove {
 		if err := os.RemoveAll(dir); err != nil {

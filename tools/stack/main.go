@@ -1,4 +1,4 @@
-// Command stack brings up, on a bare machine, the real components that the service talks to:
+// Command stack brings up, on a bare Linux machine, the real components that the service talks to:
 // PostgreSQL with PgBouncer in front, a Kubernetes API server with simulated nodes, and an AWS emulator.
 package main
 

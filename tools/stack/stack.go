@@ -27,6 +27,7 @@ func chains() [][]component {
 		{&postgres{}, &pgBouncer{}, &promtool{}}, // one after the other also for apt-get
 		{&cluster{}},
 		{&aws{}},
+		{&jaeger{}},
 	}
 }
 
@@ -120,11 +121,13 @@ func (s *stack) up(ctx context.Context) error {
 func (s *stack) bringUp(ctx context.Context, c component, anew bool) (started bool, err error) {
 	if old := s.instance(c.name()); old != nil {
 		switch running := old.running(); {
-		case running && !anew:
-			s.log.say(c.name(), "already up")
-			return false, nil
 		case !running:
 			s.log.say(c.name(), "has died, starting it anew")
+		case len(old.Exports) == 0:
+			s.log.say(c.name(), "was left half started, starting it anew")
+		case !anew:
+			s.log.say(c.name(), "already up")
+			return false, nil
 		}
 		if err := old.stop(ctx); err != nil {
 			return false, err

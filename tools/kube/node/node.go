@@ -151,14 +151,15 @@ func (k *kubelet) makeReady(ctx context.Context, node *corev1.Node) error {
 	return nil
 }
 
-// serves says whether a node of this name is ours and alive.
+// serves says whether there is a node of this name, ours and alive.
 func (k *kubelet) serves(name string) bool {
 	node, err := k.nodes.Get(name)
-	if err != nil || node.Labels[SimulatedLabel] == "" {
-		return false
-	}
+	return err == nil && alive(node)
+}
+
+func alive(node *corev1.Node) bool {
 	ready := readyCondition(node)
-	return ready != nil && ready.Status == corev1.ConditionTrue
+	return node.Labels[SimulatedLabel] != "" && ready != nil && ready.Status == corev1.ConditionTrue
 }
 
 func readyCondition(node *corev1.Node) *corev1.NodeCondition {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/klog/v2"
 )
@@ -57,9 +58,15 @@ func (k *kubelet) serve(ctx context.Context) error {
 }
 
 func (k *kubelet) handleExec(w http.ResponseWriter, r *http.Request) {
-	pod, err := k.pods.Pods(r.PathValue("namespace")).Get(r.PathValue("pod"))
-	if err != nil || !k.serves(pod.Spec.NodeName) {
+	// Asked afresh: what a client has just seen or set may not have reached the informers.
+	pod, err := k.Client.CoreV1().Pods(r.PathValue("namespace")).Get(r.Context(), r.PathValue("pod"), metav1.GetOptions{})
+	if err != nil {
 		http.Error(w, "pod does not exist", http.StatusNotFound)
+		return
+	}
+	node, err := k.Client.CoreV1().Nodes().Get(r.Context(), pod.Spec.NodeName, metav1.GetOptions{})
+	if err != nil || !alive(node) {
+		http.Error(w, "the node does not answer", http.StatusBadGateway)
 		return
 	}
 	container := findRunning(pod, r.PathValue("container"))
