@@ -101,8 +101,8 @@ const lockNotAvailable = "55P03"
 // adoptIntended ties a snapshot to the intent in its tag. A young intent is left to those who just carry it out: the
 // snapshot is tied, but not recorded.
 func adoptIntended(ctx context.Context, tx pgx.Tx, s disk.Snapshot) (tied, made bool, err error) {
-	intent, err := uuid.Parse(s.Tags[disk.TagIntent])
-	if err != nil {
+	intent, ok := intentOf(s)
+	if !ok {
 		return false, false, nil
 	}
 	var old bool
@@ -118,6 +118,11 @@ func adoptIntended(ctx context.Context, tx pgx.Tx, s disk.Snapshot) (tied, made 
 		return true, false, err
 	}
 	return true, true, recordMade(ctx, tx, intent, s, 0)
+}
+
+func intentOf(s disk.Snapshot) (uuid.UUID, bool) {
+	intent, err := uuid.Parse(s.Tags[disk.TagIntent])
+	return intent, err == nil
 }
 
 func adoptStrangers(ctx context.Context, tx pgx.Tx, key disk.Key, strangers []disk.Snapshot) (int, error) {

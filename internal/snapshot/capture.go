@@ -68,19 +68,19 @@ func (k *Keeper) capture(ctx context.Context, c postgres.CleanupRecord) (followu
 // errWriterBack says that the volume is in use again.
 var errWriterBack = errors.New("the volume has a writer again")
 
-// notAsked is an error before EC2 was asked for a snapshot.
-type notAsked struct{ error }
+// notAskedError is an error before EC2 was asked for a snapshot.
+type notAskedError struct{ error }
 
-func (n notAsked) Unwrap() error { return n.error }
+func (n notAskedError) Unwrap() error { return n.error }
 
 // create asks for the snapshot if the volume still has no writer.
 func (k *Keeper) create(ctx context.Context, s postgres.SnapshotRecord) (disk.Snapshot, error) {
 	v, err := k.EC2.DescribeVolume(ctx, s.VolumeID)
 	if err != nil {
-		return disk.Snapshot{}, notAsked{err}
+		return disk.Snapshot{}, notAskedError{err}
 	}
 	if gone, why := disk.WriterGone(v); !gone {
-		return disk.Snapshot{}, notAsked{fmt.Errorf("%w: %s", errWriterBack, why)}
+		return disk.Snapshot{}, notAskedError{fmt.Errorf("%w: %s", errWriterBack, why)}
 	}
 	return k.EC2.CreateSnapshot(ctx, disk.NewSnapshot{
 		VolumeID: s.VolumeID, Disk: disk.Key{User: s.User, Name: s.DiskName}, ReservationID: s.ReservationID,
@@ -91,7 +91,7 @@ func (k *Keeper) create(ctx context.Context, s postgres.SnapshotRecord) (disk.Sn
 
 // isRefusal reports whether it is certain that no snapshot was made.
 func isRefusal(err error) bool {
-	var before notAsked
+	var before notAskedError
 	if err == nil || errors.As(err, &before) {
 		return err != nil
 	}

@@ -1,8 +1,9 @@
 package snapshot
 
 import (
-	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"time"
 )
 
@@ -16,7 +17,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return fmt.Errorf("interrupted: %w", context.Cause(ctx))
 	}
 }
 
@@ -29,11 +30,11 @@ func (w worker) until(ctx context.Context, patience time.Duration, look func(con
 	end := w.opts.Now().Add(patience)
 	for {
 		ok, err := look(ctx)
-		if ok || ctx.Err() != nil || !w.opts.Now().Add(w.opts.Interval).Before(end) {
-			return ok, cmp.Or(err, ctx.Err())
+		if ok || !w.opts.Now().Add(w.opts.Interval).Before(end) {
+			return ok, err
 		}
-		if sleepErr := w.opts.Sleep(ctx, w.opts.Interval); sleepErr != nil {
-			return false, cmp.Or(err, sleepErr)
+		if interrupted := w.opts.Sleep(ctx, w.opts.Interval); interrupted != nil {
+			return false, errors.Join(err, interrupted)
 		}
 	}
 }

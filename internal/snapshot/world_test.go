@@ -76,7 +76,7 @@ func newWorld(t *testing.T) *world {
 	w.cloud = ec2.NewFromConfig(w.account.Config)
 	url := stacktest.Database(t)
 	var err error
-	w.db, err = postgres.Open(t.Context(), url, postgres.Options{})
+	w.db, err = postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(w.db.Close)
 	w.sql, err = pgxpool.New(t.Context(), url)
