@@ -13,17 +13,19 @@ func newRoot(sh shell) *cobra.Command {
 	root := serveCommand(sh)
 	root.Use = "reservation-expiry"
 	root.Short = "End GPU reservations well"
-	root.Long = `End GPU reservations well: warn before their time is over, expire them, clean up what stood behind them, keep the
-data, free the disk, and say for each what happened, when and why.
+	root.Long = `End GPU reservations well: warn before their time is over, expire them, clean up
+what stood behind them, keep the data, free the disk, and say for each what
+happened, when and why.
 
 Without a command it serves.
 
-Exit codes: 0 done, 1 it did not work, 2 wrong arguments or environment (nothing was begun).`
-	root.Example = `  reservation-expiry migrate                     create or upgrade schema expiry
-  reservation-expiry                             serve
-  reservation-expiry status                      how does it stand?
-  reservation-expiry explain 5f0c2d1e            what happened to this one, what comes next, and why?
-  reservation-expiry pause --why "EKS upgrade"   decide nothing new`
+Exit codes: 0 done, 1 it did not work, 2 wrong arguments or environment (nothing
+was begun).`
+	root.Example = `  reservation-expiry migrate             create or upgrade schema expiry
+  reservation-expiry                     serve
+  reservation-expiry status              how does it stand?
+  reservation-expiry explain 5f0c2d1e    what happened to it, and what next?
+  reservation-expiry pause --why EKS     decide nothing new`
 	root.Version = version
 	root.SetVersionTemplate("reservation-expiry {{.Version}}\n")
 	root.SilenceErrors, root.SilenceUsage = true, true

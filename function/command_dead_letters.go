@@ -21,9 +21,11 @@ func deadLettersCommand(sh shell) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "dead-letters",
 		Short: "Show the events that the broker gave up on, and send them again",
-		Long: `Show the events that the broker gave up on, the newest first, and send them again.
+		Long: `Show the events that the broker gave up on, the newest first, and send them
+again.
 
-Needs only the POSTGRES_ variables; replay also looks at K_SINK, else SELF_URL and PORT, for where to send.`,
+Needs only the POSTGRES_ variables; replay also looks at K_SINK, else SELF_URL
+and PORT, for where to send.`,
 		Example: `  reservation-expiry dead-letters
   reservation-expiry dead-letters replay 7`,
 		Args: arguments(cobra.NoArgs),

@@ -12,11 +12,13 @@ func explainCommand(sh shell) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "explain RESERVATION_ID",
 		Short: "Say what happened to a reservation, what comes next, and why",
-		Long: `Say of one reservation, live or ended, when its time ends, which warnings were sent or passed over, how and why it
-ended, how far its cleanup is with each step's attempts and last error, its snapshots and disk, and what happens next.
+		Long: `Say of one reservation, live or ended, when its time ends, which warnings were
+sent or passed over, how and why it ended, how far its cleanup is with each
+step's attempts and last error, its snapshots and disk, and what happens next.
 
-The id may be given by its beginning, or as the name of its pod. Needs only the POSTGRES_ variables, but judges by
-WARNING_MINUTES, GRACE_PERIOD_SECONDS and MISSING_CONFIRM where they are set.`,
+The id may be given by its beginning, or as the name of its pod. Needs only the
+POSTGRES_ variables, but judges by WARNING_MINUTES, GRACE_PERIOD_SECONDS and
+MISSING_CONFIRM where they are set.`,
 		Example: `  reservation-expiry explain 5f0c2d1e-93b4-4b2b-8a57-6f3f6f0b2c11
   reservation-expiry explain 5f0c2d1e
   reservation-expiry explain gpu-dev-5f0c2d1e -o json`,

@@ -17,8 +17,8 @@ func migrateCommand(sh shell) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "migrate",
 		Short: "Create or upgrade schema expiry",
-		Long: `Create or upgrade schema expiry in the platform's database, and touch nothing else. It may be run at any time, by
-several at once, and while the service runs.
+		Long: `Create or upgrade schema expiry in the platform's database, and touch nothing
+else. It may be run at any time, by several at once, and while the service runs.
 
 Needs only the POSTGRES_ variables.`,
 		Example: `  reservation-expiry migrate

@@ -19,8 +19,9 @@ func pauseCommand(sh shell) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "pause --why TEXT [--for DURATION]",
 		Short: "Have ticks decide nothing new",
-		Long: `Have ticks decide nothing new, for a while or until resumed: nobody is warned, nothing expires. Cleanups and snapshots
-that were begun go on. A second pause replaces the first; a sweep that is running goes on to its end.
+		Long: `Have ticks decide nothing new, for a while or until resumed: nobody is warned,
+nothing expires. Cleanups and snapshots that were begun go on. A second pause
+replaces the first; a sweep that is running goes on to its end.
 
 Needs only the POSTGRES_ variables.`,
 		Example: `  reservation-expiry pause --why "EKS upgrade, ask Ada" --for 2h
@@ -59,8 +60,8 @@ func resumeCommand(sh shell) *cobra.Command {
 	return &cobra.Command{
 		Use:   "resume",
 		Short: "Have ticks decide again",
-		Long: `Have ticks decide again, and say how many reservations the next one will end by what the database says. To look before,
-run status.
+		Long: `Have ticks decide again, and say how many reservations the next one will end by
+what the database says. To look before, run status.
 
 Needs only the POSTGRES_ variables.`,
 		Args: arguments(cobra.NoArgs),

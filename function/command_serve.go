@@ -17,9 +17,11 @@ func serveCommand(sh shell) *cobra.Command {
 	return &cobra.Command{
 		Use:   "serve",
 		Short: "Take CloudEvents over HTTP (the default)",
-		Long: `Take CloudEvents over HTTP on PORT: ticks, of which each runs one sweep, and the follow-ups that sweeps ask for.
+		Long: `Take CloudEvents over HTTP on PORT: ticks, of which each runs one sweep, and the
+follow-ups that sweeps ask for.
 
-POST / takes events, POST /dead-letter what a broker gave up on, GET /healthz and /readyz are for probes.
+POST / takes events, POST /dead-letter what a broker gave up on, GET /healthz
+and /readyz are for probes.
 With K_SINK follow-ups go there; without it the service sends them to itself.`,
 		Args: arguments(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error { return serve(c.Context(), sh) },

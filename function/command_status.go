@@ -17,12 +17,14 @@ func statusCommand(sh shell) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Say how the service stands",
-		Long: `Say on one screen whether it is paused, what the last sweeps did, what the next tick will end, what is overdue, which
-cleanups are unfinished, which snapshots pending, what is stuck and why, and what waits in the outbox and among the
-dead letters.
+		Long: `Say on one screen whether it is paused, what the last sweeps did, what the next
+tick will end, what is overdue, which cleanups are unfinished, which snapshots
+pending, what is stuck and why, and what waits in the outbox and among the dead
+letters.
 
-Needs only the POSTGRES_ variables, but judges by GRACE_PERIOD_SECONDS, BRAKE_PERCENT and BRAKE_MIN where they are set.
-What the next tick will end is by what the database says: pods are not looked at.`,
+Needs only the POSTGRES_ variables, but judges by GRACE_PERIOD_SECONDS,
+BRAKE_PERCENT and BRAKE_MIN where they are set. What the next tick will end is
+by what the database says: pods are not looked at.`,
 		Example: `  reservation-expiry status
   reservation-expiry status -o json | jq .cleanups`,
 		Args: arguments(cobra.NoArgs),

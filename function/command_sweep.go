@@ -34,14 +34,17 @@ func sweepCommand(sh shell) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "sweep",
 		Short: "Run one whole sweep, with its follow-ups, and print what came of it",
-		Long: `Run one whole sweep from the shell: decide and record what is due, then carry out in this process every follow-up that
-is due. This is what a plain CronJob runs. Where another sweep is running nothing is done.
+		Long: `Run one whole sweep from the shell: decide and record what is due, then carry
+out in this process every follow-up that is due. This is what a plain CronJob
+runs. Where another sweep is running nothing is done.
 
-A dry run changes nothing, and prints for each reservation that a sweep would touch what it would do and why.
-With --reservation only these are decided about; follow-ups that are due are carried out whatever they are of.
+A dry run changes nothing, and prints for each reservation that a sweep would
+touch what it would do and why. With --reservation only these are decided about;
+follow-ups that are due are carried out whatever they are of.
 
-Needs the same environment as serve. Facts go to FACTS_SINK or K_SINK, and stay recorded where there is neither.
-Ends with 1 where the sweep, or a part of it, failed; a follow-up that failed is tried again by a later one.`,
+Needs the same environment as serve. Facts go to FACTS_SINK or K_SINK, and stay
+recorded where there is neither. Ends with 1 where the sweep, or a part of it,
+failed; a follow-up that failed is tried again by a later one.`,
 		Example: `  reservation-expiry sweep --dry-run
   reservation-expiry sweep
   reservation-expiry sweep --dry-run --reservation 5f0c2d1e -o json`,

@@ -21,12 +21,14 @@ func traceCommand(sh shell) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "trace RESERVATION_ID",
 		Short: "Draw a reservation's life, as Jaeger has it",
-		Long: `Draw the trace of one reservation as a waterfall: the phases of its life, each warning, the end, every cleanup step with
-its attempts, the snapshot and the disk. Times are relative to the deadline.
+		Long: `Draw the trace of one reservation as a waterfall: the phases of its life, each
+warning, the end, every cleanup step with its attempts, the snapshot and the
+disk. Times are relative to the deadline.
 
-Asks the query API of the Jaeger at JAEGER_QUERY_URL, and nothing else: of a reservation that the database has long
-forgotten the trace may still be there. With the POSTGRES_ variables the id may be given by its beginning, or as the name of
-its pod.`,
+Asks the query API of the Jaeger at JAEGER_QUERY_URL, and nothing else: of a
+reservation that the database has long forgotten the trace may still be there.
+With the POSTGRES_ variables the id may be given by its beginning, or as the
+name of its pod.`,
 		Example: `  JAEGER_QUERY_URL=http://jaeger-query:16686 reservation-expiry trace 5f0c2d1e-93b4-4b2b-8a57-6f3f6f0b2c11`,
 		Args:    arguments(cobra.ExactArgs(1)),
 		RunE:    func(c *cobra.Command, args []string) error { return drawTrace(c.Context(), sh, args[0], calls) },
