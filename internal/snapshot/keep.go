@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
@@ -75,7 +76,11 @@ func (k *Keeper) attempt(ctx context.Context, c postgres.CleanupRecord) (followu
 	case f.since > overdue:
 		return followup.Result{}, fmt.Errorf("volume %s still has its writer after %s: %s", c.VolumeID, f.since.Round(time.Second), f.reason)
 	}
-	return k.wait(ctx, c, growing(f.since), f.reason)
+	pause := growing(f.since)
+	if left := disk.DriverGrace - f.since; left > 0 && c.DetachRequestedAt.IsZero() {
+		pause = min(pause, left) // the user wants the disk back, and then it is detached
+	}
+	return k.wait(ctx, c, pause, f.reason)
 }
 
 // wait leaves the rest to a later delivery and shows why.
