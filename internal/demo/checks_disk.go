@@ -15,8 +15,7 @@ import (
 
 // errorCode is EC2's word for what went wrong.
 func errorCode(err error) string {
-	var api smithy.APIError
-	if errors.As(err, &api) {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		return api.ErrorCode()
 	}
 	return ""
@@ -127,11 +126,11 @@ func records(n int) check {
 var routeGone = check{"its rule and target group are gone, and their row", func(ctx context.Context, r *subject) error {
 	_, err := r.stage.ELB.DescribeTargetGroups(ctx, &elb.DescribeTargetGroupsInput{TargetGroupArns: []string{r.Group}})
 	if errorCode(err) != "TargetGroupNotFound" {
-		return fmt.Errorf("target group: %v", orThere(err))
+		return fmt.Errorf("target group: %w", orThere(err))
 	}
 	_, err = r.stage.ELB.DescribeRules(ctx, &elb.DescribeRulesInput{RuleArns: []string{r.Rule}})
 	if errorCode(err) != "RuleNotFound" {
-		return fmt.Errorf("rule: %v", orThere(err))
+		return fmt.Errorf("rule: %w", orThere(err))
 	}
 	rows, err := r.stage.Text(ctx, "select count(*) from alb_target_groups where reservation_id = $1", r.ID)
 	if err == nil && rows != "0" {
@@ -154,16 +153,16 @@ func keeps(what, pattern string) check {
 		if err != nil {
 			return err
 		}
-		got := ""
+		var got strings.Builder
 		for _, id := range r.kept {
 			if slices.ContainsFunc(all, func(s types.Snapshot) bool { return *s.SnapshotId == id }) {
-				got += "+"
+				got.WriteByte('+')
 			} else {
-				got += "-"
+				got.WriteByte('-')
 			}
 		}
-		if got != pattern {
-			return fmt.Errorf("it is %s, not %s", got, pattern)
+		if got.String() != pattern {
+			return fmt.Errorf("it is %s, not %s", got.String(), pattern)
 		}
 		return nil
 	}}

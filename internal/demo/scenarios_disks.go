@@ -64,7 +64,8 @@ func diskTakenOver(s *stage) {
 const day = 24 * time.Hour
 
 // disk makes a disk that no reservation uses, with snapshots of the given ages, and sets its row's other columns.
-func (s *stage) disk(title, user, name, columns string, tags map[string]string, ages ...time.Duration) *subject {
+func (s *stage) disk(title, name, columns string, tags map[string]string, ages ...time.Duration) *subject {
+	const user = "zoe"
 	r := s.add(title, platform.Server{User: user, Disk: name})
 	s.try(func(ctx context.Context) error {
 		if err := s.Exec(ctx, `insert into disks (user_id, disk_name, size_gb, created_at, last_updated, snapshot_count) values ($1, $2, 10, now() - interval '90 days',
@@ -95,14 +96,14 @@ func (s *stage) disk(title, user, name, columns string, tags map[string]string, 
 
 // Of each disk the newest three stay; older ones go once they are past seven days.
 func oldSnapshots(s *stage) {
-	s.disk("a disk with old snapshots", "zoe", "archive", "in_use = false", nil, 40*day, 30*day, 20*day, 10*day, 3*day, day).
+	s.disk("a disk with old snapshots", "archive", "in_use = false", nil, 40*day, 30*day, 20*day, 10*day, 3*day, day).
 		expect(keeps("those past 7 days are gone, but for the newest three", "---+++"),
 			diskRow("its counter has followed", "free, no volume, 3 snapshots"))
 }
 
 // Copies carry the platform's tags along and are not the platform's: neither counted among the newest nor deleted.
 func foreignSnapshots(s *stage) {
-	r := s.disk("a disk with copied snapshots", "zoe", "copied", "in_use = false", nil, 40*day, 30*day, 20*day)
+	r := s.disk("a disk with copied snapshots", "copied", "in_use = false", nil, 40*day, 30*day, 20*day)
 	r.also(func(ctx context.Context) error {
 		for _, age := range []time.Duration{50 * day, 3 * day, 2 * day, day} {
 			id, err := s.Copy(ctx, r.kept[0], r.User, r.Disk, age)
@@ -118,32 +119,32 @@ func foreignSnapshots(s *stage) {
 
 // Deleted by its user, and the day until which it could be restored is past: its snapshots go.
 func deletedDisk(s *stage) {
-	s.disk("a deleted disk, its date past", "zoe", "purged", "is_deleted = true, delete_date = current_date - 1, marked_deleted_at = now() - interval '30 days'",
+	s.disk("a deleted disk, its date past", "purged", "is_deleted = true, delete_date = current_date - 1, marked_deleted_at = now() - interval '30 days'",
 		nil, 3*day, day).
 		expect(keeps("its snapshots are gone", "--"))
 }
 
 // Deleted by its user, who may still want it back: its snapshots are tagged with the day.
 func deletedLately(s *stage) {
-	r := s.disk("a deleted disk, days to go", "zoe", "regretted", "is_deleted = true, delete_date = current_date + 5, marked_deleted_at = now()", nil, 3*day, day)
+	r := s.disk("a deleted disk, days to go", "regretted", "is_deleted = true, delete_date = current_date + 5, marked_deleted_at = now()", nil, 3*day, day)
 	r.expect(keeps("its snapshots are there", "++"), tagged("delete-date", time.Now().UTC().Add(5*day).Format(time.DateOnly)))
 }
 
 // Restored by its user after it was deleted: its snapshots lose the tags by which they would go.
 func restoredDisk(s *stage) {
-	s.disk("a restored disk", "zoe", "restored", "is_deleted = false", map[string]string{
+	s.disk("a restored disk", "restored", "is_deleted = false", map[string]string{
 		"delete-date": time.Now().UTC().Add(-day).Format(time.DateOnly), "marked-deleted-at": "1700000000"}, 3*day, day).
 		expect(keeps("its snapshots are there", "++"), tagged("delete-date", ""), tagged("marked-deleted-at", ""))
 }
 
 // Locked for nobody, for two hours: forgotten.
 func staleLock(s *stage) {
-	s.disk("a lock without reservation, 2 h old", "zoe", "forgotten", "in_use = true, last_updated = now() - interval '2 hours', last_used = now() - interval '2 hours'", nil).
+	s.disk("a lock without reservation, 2 h old", "forgotten", "in_use = true, last_updated = now() - interval '2 hours', last_used = now() - interval '2 hours'", nil).
 		expect(diskFree(0))
 }
 
 // Locked for nobody, ten minutes ago: a launch may be under way.
 func freshLock(s *stage) {
-	s.disk("a lock without reservation, 10 min old", "zoe", "launching", "in_use = true, last_updated = now() - interval '10 minutes', last_used = now() - interval '10 minutes'", nil).
+	s.disk("a lock without reservation, 10 min old", "launching", "in_use = true, last_updated = now() - interval '10 minutes', last_used = now() - interval '10 minutes'", nil).
 		expect(diskRow("its disk is left alone", "in use, no volume, 0 snapshots"), untouched)
 }

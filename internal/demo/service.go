@@ -42,7 +42,7 @@ type service struct {
 func (s *service) stop() {
 	if s.process.Signal(syscall.SIGTERM) == nil {
 		select {
-		case <-s.ended:
+		case <-s.ended: //nolint:errcheck // it ends as it was told to
 		case <-time.After(stopTime):
 		}
 	}

@@ -28,7 +28,6 @@ type subject struct {
 	*platform.Server
 	stage  *stage
 	title  string
-	note   string   // what the table says of it while nothing else is to be said
 	hidden bool     // it is no row of the table
 	rows   string   // its rows as they were at the start
 	kept   []string // snapshots, in the order they were made
@@ -100,16 +99,7 @@ func (s *stage) reserve(title string, row platform.Reservation) *subject {
 }
 
 // expect adds expectations.
-func (r *subject) expect(checks ...check) *subject {
-	r.checks = append(r.checks, checks...)
-	return r
-}
-
-// says sets what the table notes while nothing else is to be said.
-func (r *subject) says(note string) *subject {
-	r.note = note
-	return r
-}
+func (r *subject) expect(checks ...check) { r.checks = append(r.checks, checks...) }
 
 // onDisk makes and attaches the volume of its disk.
 func (r *subject) onDisk() *subject {

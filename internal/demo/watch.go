@@ -123,7 +123,7 @@ func (w *world) lines(subjects []*subject) []line {
 
 // of describes a subject.
 func (w *world) of(r *subject) line {
-	l := line{r.title, "–", "", "", "", "", r.note}
+	l := line{r.title, "–"}
 	l[3] = w.podOf(r)
 	l[4] = w.diskOf(r)
 	found, ok := w.rows[r.ID]
@@ -131,13 +131,13 @@ func (w *world) of(r *subject) line {
 		return l
 	}
 	l[1], l[2] = found.Status, found.Warned
-	switch {
-	case found.Outcome == "under way":
+	switch found.Outcome {
+	case "under way":
 		l[5] = fmt.Sprintf("%d of %d steps", found.Finished, stepsOfACleanup)
-		l[6] = cmp.Or(found.Step, found.Said, r.note)
+		l[6] = cmp.Or(found.Step, found.Said)
 	default:
 		l[5] = strings.ReplaceAll(found.Outcome, "_", " ")
-		l[6] = cmp.Or(strings.TrimPrefix(found.Said, found.Status+": "), r.note)
+		l[6] = strings.TrimPrefix(found.Said, found.Status+": ")
 	}
 	return l
 }

@@ -3,6 +3,7 @@ package platform
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -72,9 +73,7 @@ func (p *Platform) Snapshot(ctx context.Context, user, disk, volume string, age 
 		"gpu-dev-user": user, "disk_name": disk, "gpu-dev-snapshot-type": "shutdown", "SnapshotType": "shutdown",
 		"created_at": strconv.FormatInt(time.Now().Add(-age).Unix(), 10), "disk_size": "1.0G",
 	}
-	for k, v := range more {
-		tags[k] = v
-	}
+	maps.Copy(tags, more)
 	made, err := p.EC2.CreateSnapshot(ctx, &ec2.CreateSnapshotInput{VolumeId: &volume,
 		Description: awssdk.String("gpu-dev shutdown snapshot for " + user), TagSpecifications: tagged(types.ResourceTypeSnapshot, tags)})
 	if err != nil {

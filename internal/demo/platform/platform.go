@@ -95,7 +95,7 @@ type inTurn struct {
 func (c *inTurn) Do(r *http.Request) (*http.Response, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.client.Do(r) //nolint:wrapcheck // the SDK looks at it
+	return c.client.Do(r)
 }
 
 // Found makes what is there before the first reservation: nodes with their instances, the zone, the load balancer, the
