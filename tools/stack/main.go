@@ -25,10 +25,12 @@ Each component can be given. As a running one's address:
   USE_PGBOUNCER_URL  URL of a PgBouncer in transaction mode before that PostgreSQL, any database
   USE_KUBECONFIG     path of a cluster's kubeconfig (tests of this project need the simulated nodes)
   USE_AWS_ENDPOINT   URL of an AWS emulator (tests of this project need the control API of tools/aws)
+  USE_JAEGER_QUERY_URL and USE_OTLP_URL  where a Jaeger answers, and where it takes spans (OTLP over HTTP)
 As what to start it with:
   USE_POSTGRES_BIN   directory with initdb and postgres, 15 or newer
   USE_PGBOUNCER_BIN  the pgbouncer program
   USE_DEVCLUSTER_BIN the devcluster program, instead of the 4 to 6 minutes of building it
+  USE_JAEGER_BIN     the jaeger program, version 2, instead of the 3 to 4 minutes of building it
   USE_PROMTOOL_BIN   the promtool program, which only tests use
   USE_MOTO_PYTHON    a Python in which moto[server] 5.2.1 can be imported
 `
