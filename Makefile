@@ -9,6 +9,7 @@ BIN := bin/reservation-expiry
 GO_TOOL := go tool -modfile=tools/go.mod
 
 include tools/stack.mk
+include tools/deploy.mk
 
 .PHONY: help
 help: ## List the targets

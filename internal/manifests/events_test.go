@@ -1,0 +1,107 @@
+package manifests
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+)
+
+var brokers = []string{"knative/overlays/dev", "knative/overlays/production"}
+
+func TestEachTypeThatTheServiceTakesHasATriggerAndNoFactHas(t *testing.T) {
+	t.Parallel()
+	taken := []string{
+		event.Ping, event.SweepRequested, event.WarningRequested, event.NoticeRequested, event.CleanupRequested,
+		event.SnapshotSyncRequested, event.SnapshotPurgeRequested, event.AvailabilityUpdateRequested,
+	}
+	for _, overlay := range brokers {
+		t.Run(overlay, func(t *testing.T) {
+			t.Parallel()
+			var brought []string
+			for _, trigger := range ofKind(objects(t, build(t, overlay)), "Trigger") {
+				filters, _, _ := unstructured.NestedSlice(trigger.Object, "spec", "filters")
+				require.Len(t, filters, 1)
+				exact := filters[0].(map[string]any)["exact"].(map[string]any)
+				require.Len(t, exact, 1)
+				eventType := exact["type"].(string)
+				require.False(t, event.IsFact(eventType))
+				brought = append(brought, eventType)
+			}
+			require.ElementsMatch(t, taken, brought)
+		})
+	}
+}
+
+func TestRetriesFitIntoTheTimeUntilTheSenderAsksAgain(t *testing.T) {
+	t.Parallel()
+	const (
+		asksAgain = 4 * time.Minute   // of follow-ups; the next tick comes after five
+		longest   = 100 * time.Second // a follow-up is cut off then
+	)
+	for _, overlay := range brokers {
+		t.Run(overlay, func(t *testing.T) {
+			t.Parallel()
+			all := objects(t, build(t, overlay))
+			service := serving(t, all)
+			limit, _, _ := unstructured.NestedInt64(service.Object, "spec", "template", "spec", "timeoutSeconds")
+			require.Greater(t, time.Duration(limit)*time.Second, longest)
+			for _, trigger := range ofKind(all, "Trigger") {
+				delivery, _, _ := unstructured.NestedMap(trigger.Object, "spec", "delivery")
+				require.Equal(t, "exponential", delivery["backoffPolicy"], trigger.GetName())
+				waiting := time.Duration(0)
+				for n := range delivery["retry"].(int64) {
+					waiting += seconds(t, delivery["backoffDelay"].(string)) << (n + 1)
+				}
+				require.Greater(t, waiting, 10*time.Second, "%s: a restart of the database outlasts it", trigger.GetName())
+				require.Less(t, waiting, asksAgain, trigger.GetName())
+				timeout := seconds(t, delivery["timeout"].(string))
+				require.LessOrEqual(t, timeout, time.Duration(limit)*time.Second, trigger.GetName())
+				uri, _, _ := unstructured.NestedString(delivery, "deadLetterSink", "uri")
+				require.Equal(t, "/dead-letter", uri, trigger.GetName())
+			}
+		})
+	}
+}
+
+// seconds reads an ISO 8601 duration of seconds, which is all that the manifests use.
+func seconds(t *testing.T, text string) time.Duration {
+	t.Helper()
+	number, ok := strings.CutPrefix(text, "PT")
+	require.True(t, ok, text)
+	number, ok = strings.CutSuffix(number, "S")
+	require.True(t, ok, text)
+	s, err := strconv.ParseFloat(number, 64)
+	require.NoError(t, err)
+	return time.Duration(s * float64(time.Second))
+}
+
+func serving(t *testing.T, all []*unstructured.Unstructured) *unstructured.Unstructured {
+	t.Helper()
+	for _, o := range ofKind(all, "Service") {
+		if o.GroupVersionKind().Group == "serving.knative.dev" {
+			return o
+		}
+	}
+	t.Fatal("no Knative Service")
+	return nil
+}
+
+func TestASinkBindingCanChangeTheService(t *testing.T) {
+	t.Parallel()
+	for _, overlay := range brokers {
+		all := objects(t, build(t, overlay))
+		service := serving(t, all)
+		name, _, _ := unstructured.NestedString(service.Object, "spec", "template", "metadata", "name")
+		require.Empty(t, name, "a revision with a fixed name cannot be changed")
+		bindings := ofKind(all, "SinkBinding")
+		require.Len(t, bindings, 1)
+		subject, _, _ := unstructured.NestedStringMap(bindings[0].Object, "spec", "subject")
+		require.Equal(t, map[string]string{"apiVersion": "serving.knative.dev/v1", "kind": "Service", "name": service.GetName()}, subject)
+	}
+}
