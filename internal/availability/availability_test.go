@@ -39,7 +39,7 @@ func (u *updater) Invoke(context.Context, []byte) error {
 func newRunner(t *testing.T, u availability.Invoker) (*postgres.DB, *followup.Runner) {
 	t.Helper()
 	url := stacktest.Database(t)
-	db, err := postgres.Open(t.Context(), url, postgres.Options{})
+	db, err := postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
 	sql, err := pgx.Connect(t.Context(), url)

@@ -52,7 +52,7 @@ func newReality(t *testing.T, patience time.Duration) *reality {
 	r.podName, r.pv = "gpu-dev-"+r.id[:8], "pv-"+r.id[:8]
 	url := stacktest.Database(t)
 	var err error
-	r.db, err = postgres.Open(t.Context(), url, postgres.Options{})
+	r.db, err = postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(r.db.Close)
 	r.sql, err = pgxpool.New(t.Context(), url)

@@ -62,7 +62,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	url := stacktest.Database(t)
-	db, err := postgres.Open(t.Context(), url, postgres.Options{})
+	db, err := postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
 	sql, err := pgxpool.New(t.Context(), url)

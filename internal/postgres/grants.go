@@ -13,10 +13,11 @@ import (
 // one that a mistake could use.
 const platformGrants = `-- The platform's tables: read what is looked at, change what is decided, and delete only what leads to a server.
 grant select (
-    reservation_id, user_id, status, name, gpu_type, gpu_count, instance_type, failure_reason, created_at, launched_at,
-    expires_at, updated_at, failed_at, cancelled_at, reservation_ended, pod_name, namespace, node_ip, node_port,
-    ebs_availability_zone, domain_name, fqdn, disk_name, ebs_volume_id, is_multinode, master_reservation_id, node_index,
-    total_nodes, oom_count, last_oom_at, oom_container, status_history, warnings_sent, last_warning_time
+    reservation_id, user_id, status, name, gpu_type, gpu_count, instance_type, failure_reason, current_detailed_status,
+    created_at, launched_at, expires_at, updated_at, failed_at, cancelled_at, reservation_ended, pod_name, namespace,
+    node_ip, node_port, ebs_availability_zone, domain_name, fqdn, disk_name, ebs_volume_id, is_multinode,
+    master_reservation_id, node_index, total_nodes, oom_count, last_oom_at, oom_container, status_history, warnings_sent,
+    last_warning_time
 ) on reservations to $role;
 grant update (
     status, reservation_ended, failed_at, cancelled_at, failure_reason, current_detailed_status, status_history,

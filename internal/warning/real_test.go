@@ -31,7 +31,7 @@ func newReal(t *testing.T) real {
 	t.Helper()
 	r := real{Cluster: stacktest.Kubernetes(t), id: uuid.NewString()}
 	url := stacktest.Database(t)
-	db, err := postgres.Open(t.Context(), url, postgres.Options{})
+	db, err := postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
 	r.sql, err = pgx.Connect(t.Context(), url)
