@@ -21,6 +21,18 @@ const adoptBatch = 1000
 // it is counted once, disk.Adopt decides. What is pending gets a sync. A disk that somebody works on is left for the
 // next time. It returns how many were recorded.
 func (db *DB) AdoptSnapshots(ctx context.Context, found []disk.Snapshot) (int, error) {
+	return db.adopt(ctx, db.inTx, found)
+}
+
+// SweepSnapshots is AdoptSnapshots by a sweep, under its lease.
+func (db *DB) SweepSnapshots(ctx context.Context, lease SweepLease, found []disk.Snapshot) (int, error) {
+	return db.adopt(ctx, db.leased(lease), found)
+}
+
+// inTxFunc runs work in a transaction.
+type inTxFunc func(ctx context.Context, work func(tx pgx.Tx) error) error
+
+func (db *DB) adopt(ctx context.Context, inTx inTxFunc, found []disk.Snapshot) (int, error) {
 	byDisk := map[disk.Key][]disk.Snapshot{}
 	err := inBatches(found, adoptBatch, func(batch []disk.Snapshot) error {
 		ids := make([]string, len(batch))
@@ -49,7 +61,7 @@ func (db *DB) AdoptSnapshots(ctx context.Context, found []disk.Snapshot) (int, e
 	adopted := 0
 	var failures []error
 	for key, snapshots := range byDisk {
-		n, err := db.adoptOf(ctx, key, snapshots)
+		n, err := adoptOf(ctx, inTx, key, snapshots)
 		if err != nil {
 			failures = append(failures, fmt.Errorf("adopt %d snapshots of disk %q of %s: %w", len(snapshots), key.Name, key.User, err))
 		}
@@ -62,8 +74,8 @@ func (db *DB) AdoptSnapshots(ctx context.Context, found []disk.Snapshot) (int, e
 }
 
 // adoptOf adopts snapshots of one disk.
-func (db *DB) adoptOf(ctx context.Context, key disk.Key, snapshots []disk.Snapshot) (adopted int, err error) {
-	err = db.inTx(ctx, func(tx pgx.Tx) error {
+func adoptOf(ctx context.Context, inTx inTxFunc, key disk.Key, snapshots []disk.Snapshot) (adopted int, err error) {
+	err = inTx(ctx, func(tx pgx.Tx) error {
 		adopted = 0
 		if _, err := tx.Exec(ctx, "select set_config('lock_timeout', '1s', true)"); err != nil {
 			return err
@@ -170,7 +182,7 @@ func adoptStrangers(ctx context.Context, tx pgx.Tx, key disk.Key, strangers []di
 
 // RequestSyncs asks at once for the syncs of those of the given snapshots, as EC2 lists them, that have ended while
 // their rows still call them pending. One that fails keeps its pause. It returns how many there are.
-func (db *DB) RequestSyncs(ctx context.Context, found []disk.Snapshot) (int, error) {
+func (db *DB) RequestSyncs(ctx context.Context, lease SweepLease, found []disk.Snapshot) (int, error) {
 	var ended []string
 	for _, s := range found {
 		if s.State == disk.SnapshotCompleted || s.State == disk.SnapshotError {
@@ -192,7 +204,7 @@ func (db *DB) RequestSyncs(ctx context.Context, found []disk.Snapshot) (int, err
 			keys = append(keys, key)
 		}
 		requested += len(waiting)
-		return db.inTx(ctx, func(tx pgx.Tx) error {
+		return db.underLease(ctx, lease, func(tx pgx.Tx) error {
 			if err := requestFollowUps(ctx, tx, syncs); err != nil {
 				return err
 			}

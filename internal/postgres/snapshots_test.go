@@ -266,12 +266,14 @@ func TestSyncsAreAskedForAtOnceWhereEC2SaysThatASnapshotHasEnded(t *testing.T) {
 		for i := range 3 {
 			all = append(all, disk.Snapshot{ID: fmt.Sprintf("snap-%d", i), State: disk.SnapshotPending, Tags: map[string]string{disk.TagUser: "alice"}})
 		}
-		_, err := db.AdoptSnapshots(t.Context(), all)
+		lease, _, _, err := db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
+		require.NoError(t, err)
+		_, err = db.SweepSnapshots(t.Context(), lease, all)
 		require.NoError(t, err)
 		exec(t, db, "update expiry.follow_ups set due_at = now() + interval '4 minutes'")
 		exec(t, db, "update expiry.follow_ups set attempts = 1 where subject = 'snap-2'")
 		all[0].State, all[2].State = disk.SnapshotCompleted, disk.SnapshotError
-		n, err := db.RequestSyncs(t.Context(), all)
+		n, err := db.RequestSyncs(t.Context(), lease, all)
 		require.NoError(t, err)
 		require.Equal(t, 2, n)
 		require.Equal(t, "snap-0", text(t, db, "select string_agg(subject, ' ') from expiry.follow_ups where due_at <= clock_timestamp()"),

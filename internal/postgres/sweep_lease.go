@@ -134,6 +134,11 @@ func (db *DB) underLease(ctx context.Context, lease SweepLease, work func(tx pgx
 	})
 }
 
+// leased is underLease for one lease.
+func (db *DB) leased(lease SweepLease) inTxFunc {
+	return func(ctx context.Context, work func(tx pgx.Tx) error) error { return db.underLease(ctx, lease, work) }
+}
+
 // inBatches carries out work in transactions of at most size items. Where one item makes a transaction fail for good
 // (a platform's trigger refuses it, say) the batch is halved until that item stands alone: one broken row delays no
 // other. The errors come joined.

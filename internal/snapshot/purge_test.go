@@ -8,6 +8,7 @@ import (
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
@@ -188,7 +189,9 @@ func TestASnapshotThatThePlatformMadeIsFollowedAndCountedOnce(t *testing.T) {
 	w.account.Alter(id, map[string]any{"state": "completed"})
 	found, err := w.EC2.FindSnapshots(t.Context(), map[string]string{disk.TagUser: user})
 	require.NoError(t, err)
-	n, err := w.db.RequestSyncs(t.Context(), found)
+	lease, _, _, err := w.db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
+	require.NoError(t, err)
+	n, err := w.db.RequestSyncs(t.Context(), lease, found)
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
 	require.Equal(t, 1, read[int](t, w, "select count(*)::int from expiry.follow_ups where kind = 'snapshot.sync' and due_at <= now()"))

@@ -12,8 +12,8 @@ import (
 )
 
 type snapshotStore interface {
-	AdoptSnapshots(ctx context.Context, found []disk.Snapshot) (int, error)
-	RequestSyncs(ctx context.Context, found []disk.Snapshot) (int, error)
+	SweepSnapshots(ctx context.Context, lease postgres.SweepLease, found []disk.Snapshot) (int, error)
+	RequestSyncs(ctx context.Context, lease postgres.SweepLease, found []disk.Snapshot) (int, error)
 	DiskRows(ctx context.Context) (map[disk.Key]disk.Row, error)
 	RequestPurges(ctx context.Context, lease postgres.SweepLease, purges []disk.Purge) ([]string, error)
 }
@@ -85,8 +85,8 @@ func syncs(store snapshotStore) part {
 		return plan{
 			counts: map[string]int{"snapshotsListed": len(l.ours), "foreignSnapshots": l.foreign},
 			apply: func(ctx context.Context) (done, error) {
-				adopted, err := store.AdoptSnapshots(ctx, l.ours)
-				requested, failure := store.RequestSyncs(ctx, l.ours)
+				adopted, err := store.SweepSnapshots(ctx, p.lease, l.ours)
+				requested, failure := store.RequestSyncs(ctx, p.lease, l.ours)
 				return done{counts: map[string]int{"snapshotsAdopted": adopted, "syncsRequested": requested}}, errors.Join(err, failure)
 			},
 		}, nil
