@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -442,15 +443,16 @@ func TestDeadLettersAreListedAndSentAgain(t *testing.T) {
 	require.Contains(t, complaint(t, b.run(1, "dead-letters", "replay", "99")), "there is no dead letter 99")
 
 	// To a sink that takes it, to one that does not, to nobody, and to the service itself.
-	answer := http.StatusAccepted
-	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(answer) }))
+	var answer atomic.Int32
+	answer.Store(http.StatusAccepted)
+	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(answer.Load())) }))
 	t.Cleanup(sink.Close)
 	direct := b.environ
 	b.environ = append(append([]string{}, direct...), "K_SINK="+sink.URL)
 	replay := func(id int64) []string { return []string{"dead-letters", "replay", fmt.Sprint(id)} }
 	require.Equal(t, fmt.Sprintf("Dead letter %d was taken by K_SINK at %s: 202 Accepted\n", ping, strings.TrimPrefix(sink.URL, "http://")), b.run(0, replay(ping)...).out)
 	require.Regexp(t, `dead letters +1 to be looked at`, b.run(0, "status").out)
-	answer = http.StatusTeapot
+	answer.Store(http.StatusTeapot)
 	require.Contains(t, complaint(t, b.run(1, replay(stray)...)), "the sink answered 418 I'm a teapot")
 	b.environ = append(append([]string{}, direct...), "PORT=1")
 	require.Regexp(t, `connection refused.*: the service itself at 127\.0\.0\.1:1 did not answer$`, complaint(t, b.run(1, replay(stray)...)))

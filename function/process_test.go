@@ -5,10 +5,10 @@ import (
 	"context"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -29,7 +29,8 @@ func TestMain(m *testing.M) {
 		main()
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	// The one idle connection to the stack's API server, which client-go keeps per server.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("golang.org/x/net/http2.(*clientConnReadLoop).run"))
 }
 
 // process is the command, serving in a process of its own.
@@ -37,27 +38,41 @@ type process struct {
 	*desk // for post
 
 	cmd    *exec.Cmd
-	log    *bytes.Buffer
+	log    *output
 	exited chan error
+}
+
+// output is what a process has said so far. It may be read while the process goes on.
+type output struct {
+	mu   sync.Mutex
+	said bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.said.Write(p)
+}
+
+// String implements fmt.Stringer.
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.said.String()
 }
 
 func startProcess(t *testing.T, database string, more ...string) *process {
 	t.Helper()
-	db, err := url.Parse(database)
-	require.NoError(t, err)
-	password, _ := db.User.Password()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	port := listener.Addr().(*net.TCPAddr).Port
 	require.NoError(t, listener.Close())
 
-	p := &process{log: &bytes.Buffer{}, exited: make(chan error, 1), desk: &desk{url: "http://127.0.0.1:" + strconv.Itoa(port)}}
+	p := &process{log: &output{}, exited: make(chan error, 1), desk: &desk{url: "http://127.0.0.1:" + strconv.Itoa(port)}}
 	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])
-	p.cmd.Env = append([]string{
-		asCommand + "=1", "PORT=" + strconv.Itoa(port), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", "PATH=" + os.Getenv("PATH"),
-		"POSTGRES_HOST=" + db.Hostname(), "POSTGRES_PORT=" + db.Port(), "POSTGRES_USER=" + db.User.Username(),
-		"POSTGRES_PASSWORD=" + password, "POSTGRES_DB=" + db.Path[1:],
-	}, more...)
+	p.cmd.Env = append(append(login(t, database),
+		asCommand+"=1", "PORT="+strconv.Itoa(port), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", "PATH="+os.Getenv("PATH")), more...)
 	p.cmd.Stderr, p.cmd.Stdout = p.log, p.log
 	require.NoError(t, p.cmd.Start())
 	go func() { p.exited <- p.cmd.Wait() }()
