@@ -51,12 +51,18 @@ var colors = map[mood]text.Color{
 	good: text.FgGreen, attention: text.FgYellow, bad: text.FgRed, faint: text.Faint, strong: text.Bold,
 }
 
-// paint colours what has been cleaned before.
+// paint colours what has been cleaned before, word by word: where lines are wrapped, each word ends its own colour.
 func (s Screen) paint(m mood, words string) string {
-	if !s.Color || m == plain || words == "" {
+	if !s.Color || m == plain {
 		return words
 	}
-	return text.Escape(words, colors[m].EscapeSeq())
+	each := strings.Split(words, " ")
+	for i, word := range each {
+		if word != "" {
+			each[i] = text.Escape(word, colors[m].EscapeSeq())
+		}
+	}
+	return strings.Join(each, " ")
 }
 
 // clean makes one printable line of what comes from rows, clusters and clouds, so that nothing in it moves the cursor.
