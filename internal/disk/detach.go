@@ -51,6 +51,8 @@ func (a Action) String() string {
 type Holder struct {
 	// EndedAt is when the reservation ended. An attachment made later is somebody else's.
 	EndedAt time.Time
+	// InstanceID is the instance on which the pod ran; empty where unknown. An attachment to another is somebody else's.
+	InstanceID string
 	// PodGoneAt is when the pod was first seen to be gone; zero while it is there.
 	PodGoneAt time.Time
 	// ContainersTerminated is true where the kubelet reported every container of the pod terminated.
@@ -71,6 +73,9 @@ func Detach(v Volume, h Holder, now time.Time) (do Action, reason string) {
 		return Refuse, fmt.Sprintf("volume %s has %d attachments", v.ID, len(v.Attachments))
 	}
 	a := v.Attachments[0]
+	if h.InstanceID != "" && a.InstanceID != h.InstanceID {
+		return Refuse, fmt.Sprintf("volume %s is attached to %s, the pod ran on %s", v.ID, a.InstanceID, h.InstanceID)
+	}
 	if !h.EndedAt.IsZero() && a.AttachedAt.After(h.EndedAt) {
 		return Refuse, fmt.Sprintf("volume %s was attached to %s after the reservation ended", v.ID, a.InstanceID)
 	}

@@ -29,6 +29,8 @@ func TestDetachGoesFromWaitingToPlainToForced(t *testing.T) {
 		"asked, then halted":             {disk.Holder{PlainAt: ago(time.Minute - 1), InstanceHalted: true}, disk.Wait, "has until"},
 		"asked and halted for a minute":  {disk.Holder{PlainAt: ago(time.Minute), InstanceHalted: true}, disk.DetachForced, "stopped or gone"},
 		"somebody else's attachment":     {disk.Holder{EndedAt: ago(11 * time.Hour), InstanceHalted: true, PlainAt: ago(11 * time.Hour)}, disk.Refuse, "after the reservation ended"},
+		"on another instance":            {disk.Holder{InstanceID: "i-2", InstanceHalted: true, PlainAt: ago(11 * time.Hour)}, disk.Refuse, "the pod ran on i-2"},
+		"on the pod's instance":          {disk.Holder{InstanceID: "i-1", InstanceHalted: true}, disk.DetachPlain, "stopped or gone"},
 		"attached as it ended":           {disk.Holder{EndedAt: ago(10 * time.Hour), InstanceHalted: true}, disk.DetachPlain, "stopped or gone"},
 	}
 	for name, test := range tests {

@@ -68,7 +68,7 @@ func (k *Keeper) holder(ctx context.Context, c postgres.CleanupRecord, a disk.At
 		return disk.Holder{}, err
 	}
 	return disk.Holder{
-		EndedAt: c.Ended, PodGoneAt: c.PodGoneAt, ContainersTerminated: c.ContainersTerminated,
+		EndedAt: c.Ended, InstanceID: c.InstanceID, PodGoneAt: c.PodGoneAt, ContainersTerminated: c.ContainersTerminated,
 		InstanceHalted: gone || i.Halted(), PlainAt: c.DetachRequestedAt,
 	}, nil
 }

@@ -259,14 +259,31 @@ func TestAVolumeWithSeveralAttachmentsIsNeverDetached(t *testing.T) {
 
 func TestAVolumeAttachedElsewhereIsLeftAlone(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.detach(t)
-	w.attach(t, w.volume, w.runInstance(t))
-	w.exec(t, "update reservations set reservation_ended = now() - interval '1 minute'") // EC2 tells whole seconds
-	report := w.deliver(t, postgres.Cleanup)
-	require.Equal(t, followup.StateFailed, report.State)
-	require.Contains(t, report.Error, "after the reservation ended")
-	require.Equal(t, 1, w.attachments(t))
+	for name, c := range map[string]struct {
+		elsewhere bool
+		said      string
+	}{
+		"to another instance":        {true, "the pod ran on"},
+		"to the same, after the end": {false, "after the reservation ended"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.detach(t)
+			to := w.instance
+			if c.elsewhere {
+				to = w.runInstance(t)
+			}
+			w.attach(t, w.volume, to)
+			if !c.elsewhere { // EC2 tells whole seconds
+				w.exec(t, "update reservations set reservation_ended = now() - interval '1 minute'")
+			}
+			report := w.deliver(t, postgres.Cleanup)
+			require.Equal(t, followup.StateFailed, report.State)
+			require.Contains(t, report.Error, c.said)
+			require.Equal(t, 1, w.attachments(t))
+		})
+	}
 }
 
 func TestAVolumeAttachedAgainAfterItsSnapshotIsCapturedAnew(t *testing.T) {
@@ -275,7 +292,6 @@ func TestAVolumeAttachedAgainAfterItsSnapshotIsCapturedAnew(t *testing.T) {
 	w.account.Set(stacktest.Settings{Snapshot: -1})
 	w.deliver(t, postgres.Cleanup)
 	w.attach(t, w.volume, w.runInstance(t))
-	w.exec(t, "update reservations set reservation_ended = now() - interval '1 minute'")
 	w.account.Set(stacktest.Settings{})
 	report := w.deliver(t, postgres.SnapshotSync)
 	require.Equal(t, "writer_back", report.Outcome, "%+v", report)
