@@ -149,25 +149,24 @@ func (a *Action) endPod(ctx context.Context, d *delivery) (result, error) {
 		}
 	}
 	last, forced := *p, ""
-	gone, err := a.until(ctx, a.opts.Interval, func(ctx context.Context) (bool, error) {
-		now, err := a.Cluster.GetPod(ctx, p.Namespace, p.Name)
-		if fault.Is(err, fault.Gone) || err == nil && now.UID != p.UID {
-			return true, nil
+	gone, err := a.until(ctx, a.opts.Interval, func(ctx context.Context) (gone bool, err error) {
+		if last, gone, err = a.lookAt(ctx, *p); gone || err != nil {
+			return gone, err
 		}
-		if err != nil {
+		if err := a.noteTermination(ctx, d, last); err != nil || forced != "" {
 			return false, err
 		}
-		last = now
-		if err := a.noteTermination(ctx, d, now); err != nil || forced != "" {
+		why := a.mayForce(ctx, d, last)
+		if why == "" {
+			return false, nil
+		}
+		a.opts.Log.WarnContext(ctx, "pod forced", "pod", last.Name, "reason", why)
+		if err := a.Cluster.ForceDeletePod(ctx, last.Namespace, last.Name, last.UID); err != nil && !goneOrReplaced(err) {
 			return false, err
 		}
-		if forced = a.mayForce(ctx, d, now); forced != "" {
-			a.opts.Log.WarnContext(ctx, "pod forced", "pod", now.Name, "reason", forced)
-			if err := a.Cluster.ForceDeletePod(ctx, now.Namespace, now.Name, now.UID); err != nil && !goneOrReplaced(err) {
-				return false, err
-			}
-		}
-		return false, nil
+		forced = why
+		_, gone, err = a.lookAt(ctx, *p)
+		return gone, err
 	})
 	switch {
 	case err != nil:
@@ -181,6 +180,18 @@ func (a *Action) endPod(ctx context.Context, d *delivery) (result, error) {
 			last.Namespace, last.Name, last.Node, last.Deleting.Format(time.RFC3339))
 	}
 	return waiting(podPause, fmt.Sprintf("pod %s/%s is stopping", last.Namespace, last.Name))
+}
+
+// lookAt returns the pod as it is now, or reports it gone; p, where neither can be told.
+func (a *Action) lookAt(ctx context.Context, p pod.Pod) (now pod.Pod, gone bool, err error) {
+	now, err = a.Cluster.GetPod(ctx, p.Namespace, p.Name)
+	switch {
+	case fault.Is(err, fault.Gone), err == nil && now.UID != p.UID:
+		return p, true, nil
+	case err != nil:
+		return p, false, err
+	}
+	return now, false, nil
 }
 
 func (a *Action) podGone(ctx context.Context, d *delivery, outcome, detail string) (result, error) {
