@@ -27,7 +27,7 @@ demo: ## Watch reservations end, on real components (KEEP=1 leaves it running)
 	@echo "building the service and the demo (some minutes the first time, seconds later)"
 	@go build -v -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./function $(COUNTED)
 	@go build -v -o bin/demo ./internal/demo $(COUNTED)
-	@go build -v -C tools -o $(CURDIR)/bin/stack ./stack $(COUNTED)
+	@go build -C tools -v -o $(CURDIR)/bin/stack ./stack $(COUNTED)
 	@KEEP=$(KEEP) bin/demo
 
 .PHONY: demo-down

@@ -66,7 +66,7 @@ func serviceEnviron(c *components, p *platform.Platform, port int, facts string)
 		"POSTGRES_HOST="+pooled.Hostname(), "POSTGRES_PORT="+pooled.Port(), "POSTGRES_DB="+database,
 		"POSTGRES_USER="+c.env["POSTGRES_USER"], "POSTGRES_PASSWORD="+c.env["POSTGRES_PASSWORD"],
 		"KUBECONFIG="+c.env["KUBECONFIG"],
-		"AWS_ENDPOINT_URL="+c.env["AWS_ENDPOINT_URL"], "AWS_REGION="+c.env["AWS_REGION"],
+		"AWS_ENDPOINT_URL="+c.env["AWS_ENDPOINT_URL"], "AWS_REGION="+c.env["AWS_REGION"], "AWS_DEFAULT_REGION="+c.env["AWS_REGION"],
 		"AWS_ACCESS_KEY_ID="+p.Account, "AWS_SECRET_ACCESS_KEY=demo", "AWS_EC2_METADATA_DISABLED=true",
 		"DISK_CONTENTS_BUCKET="+p.Bucket, "DOMAIN_NAME="+platform.Domain, "HOSTED_ZONE_ID="+p.ZoneID,
 		"AVAILABILITY_UPDATER_FUNCTION_NAME="+p.Function, "SPOT_GPU_TYPES="+spotServer,

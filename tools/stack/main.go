@@ -19,6 +19,7 @@ const usage = `usage: stack up | down | build
 
 Several stacks can live side by side: every one has its own directory, ports, and passwords.
   STACK_DIR          where the state lives (default .stack in the repository)
+  STACK_WITHOUT      components to leave out, by name: "jaeger promtool"
 
 Each component can be given. As a running one's address:
   USE_POSTGRES_URL   URL of a role that may create databases and roles

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -21,14 +23,19 @@ type component interface {
 	start(ctx context.Context, s *stack) (*instance, error)
 }
 
-// chains lists all components: each chain comes up in order, the chains come up side by side.
+// chains lists all components but those that STACK_WITHOUT names: each chain comes up in order, the chains side by side.
 func chains() [][]component {
-	return [][]component{
+	all := [][]component{
 		{&postgres{}, &pgBouncer{}, &promtool{}}, // one after the other also for apt-get
 		{&cluster{}},
 		{&aws{}},
 		{&jaeger{}},
 	}
+	without := strings.Fields(os.Getenv("STACK_WITHOUT"))
+	for i, chain := range all {
+		all[i] = slices.DeleteFunc(chain, func(c component) bool { return slices.Contains(without, c.name()) })
+	}
+	return all
 }
 
 // stack is one set of running components and the directory that knows of them.
