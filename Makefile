@@ -35,9 +35,9 @@ demo-down: ## Stop what make demo KEEP=1 has left running
 	@bin/demo down
 
 .PHONY: test
-test: lint stack-up ## Everything, on the real components, from a bare machine
+test: lint lint-tools stack-up ## Everything, on the real components, from a bare machine
 	set +e; set -a; source .stack/env; set +a; \
-	$(GO_TOOL) gotestsum --format pkgname --packages ./... -- -race -timeout 15m; code=$$?; \
+	$(GO_TOOL) gotestsum --format pkgname --packages ./... -- -race -timeout 25m && $(MAKE) --no-print-directory test-tools; code=$$?; \
 	$(MAKE) --no-print-directory stack-down; exit $$code
 
 .PHONY: lint
