@@ -129,9 +129,5 @@ func (d *demo) end() error {
 		}
 		d.platform.SQL.Close()
 	}
-	err = errors.Join(err, d.clear(ctx))
-	if err == nil && d.service != nil {
-		fmt.Printf("\nmake demo KEEP=1 leaves everything running, to look further with %s explain, psql and kubectl.\n", binary)
-	}
-	return err
+	return errors.Join(err, d.clear(ctx))
 }

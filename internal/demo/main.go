@@ -55,13 +55,16 @@ func run(ctx context.Context, keep bool) error {
 	err = d.play(ctx)
 	if ctx.Err() != nil {
 		err = errors.New("interrupted")
-		fmt.Println("\ninterrupted: stopping everything")
+		fmt.Println("\ninterrupted: stopping everything (the service is given 25 s to hand back what it is at)")
 	}
 	d.screen.leave()
 	if keep && d.service != nil && ctx.Err() == nil {
 		return errors.Join(err, d.leave())
 	}
-	return errors.Join(err, d.end())
+	if err = errors.Join(err, d.end()); err == nil {
+		fmt.Printf("\nmake demo KEEP=1 leaves everything running, to look further with %s explain, psql, kubectl and aws.\n", binary)
+	}
+	return err
 }
 
 // play does everything up to the verdict.
