@@ -26,8 +26,7 @@ const asCommand = "TEST_BINARY_IS_RESERVATION_EXPIRY"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asCommand) != "" {
-		main()
-		os.Exit(0)
+		commandOfTest()
 	}
 	// The one idle connection to the stack's API server, which client-go keeps per server.
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("golang.org/x/net/http2.(*clientConnReadLoop).run"))

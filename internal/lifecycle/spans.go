@@ -84,7 +84,7 @@ func (s *story) untilItEnded() {
 		if l.Cleanup != nil {
 			r.Attributes = append(r.Attributes, telemetry.KeyReservationReason.String(l.Cleanup.Reason))
 			if l.Cleanup.PodName != "" {
-				r.Attributes = append(r.Attributes, telemetry.Pod(l.Cleanup.Namespace, l.Cleanup.PodName, l.Cleanup.PodUID)...)
+				r.Attributes = append(r.Attributes, telemetry.Pod(cmp.Or(l.Cleanup.Namespace, l.NamespaceName), l.Cleanup.PodName, l.Cleanup.PodUID)...)
 			}
 		}
 	}
