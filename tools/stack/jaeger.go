@@ -19,7 +19,9 @@ type jaeger struct{ bin string }
 
 func (*jaeger) name() string { return "jaeger" }
 
-func (*jaeger) given() (query, otlp string) { return os.Getenv("USE_JAEGER_QUERY_URL"), os.Getenv("USE_OTLP_URL") }
+func (*jaeger) given() (query, otlp string) {
+	return os.Getenv("USE_JAEGER_QUERY_URL"), os.Getenv("USE_OTLP_URL")
+}
 
 func (j *jaeger) build(ctx context.Context, s *stack) error {
 	if query, otlp := j.given(); query != "" || otlp != "" {

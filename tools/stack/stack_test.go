@@ -63,6 +63,7 @@ func TestGivenComponentsAreUsedAndNotStarted(t *testing.T) { //nolint:parallelte
 	for use, export := range map[string]string{
 		"USE_POSTGRES_URL": "STACK_POSTGRES_URL", "USE_PGBOUNCER_URL": "STACK_PGBOUNCER_URL",
 		"USE_KUBECONFIG": "KUBECONFIG", "USE_AWS_ENDPOINT": "AWS_ENDPOINT_URL",
+		"USE_JAEGER_QUERY_URL": "JAEGER_QUERY_URL", "USE_OTLP_URL": "STACK_OTLP_URL",
 	} {
 		t.Setenv(use, given[export])
 	}
