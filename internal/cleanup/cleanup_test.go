@@ -192,7 +192,7 @@ func TestAReservationCancelledFromTheQueueFreesItsDiskAtOnce(t *testing.T) {
 
 	require.Equal(t, followup.StateDone, w.deliver(t.Context(), t).State)
 	require.Equal(t, postgres.OutcomeNothingToKeep, w.outcome(t))
-	require.Equal(t, false, read[bool](t, w, "select in_use or reservation_id is not null from disks"))
+	require.False(t, read[bool](t, w, "select in_use or reservation_id is not null from disks"))
 	require.Equal(t, 1, w.facts(t, event.DiskReleased))
 	require.Zero(t, read[int](t, w, "select count(*)::int from expiry.follow_ups where kind = 'availability.update'"))
 	require.False(t, w.made("keep "+volume), "what it never ran with it has not written to")

@@ -217,9 +217,9 @@ func (r *reality) exec(t *testing.T, statement string, args ...any) {
 	require.NoError(t, err)
 }
 
-func (r *reality) text(t *testing.T, query string, args ...any) (s string) {
+func (r *reality) text(t *testing.T, query string) (s string) {
 	t.Helper()
-	require.NoError(t, r.sql.QueryRow(t.Context(), query, args...).Scan(&s))
+	require.NoError(t, r.sql.QueryRow(t.Context(), query).Scan(&s))
 	return s
 }
 

@@ -180,10 +180,13 @@ func (a *Action) until(ctx context.Context, interval time.Duration, look func(co
 	for {
 		ok, err := look(ctx)
 		if ok || ctx.Err() != nil || !a.opts.Now().Add(interval).Before(end) {
-			return ok, cmp.Or(err, ctx.Err())
+			if err == nil {
+				err = ctx.Err()
+			}
+			return ok, err
 		}
-		if sleepErr := a.opts.Sleep(ctx, interval); sleepErr != nil {
-			return false, cmp.Or(err, sleepErr)
+		if err := a.opts.Sleep(ctx, interval); err != nil {
+			return false, err
 		}
 	}
 }

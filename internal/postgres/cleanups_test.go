@@ -66,7 +66,7 @@ func TestACleanupIsReadFromWhateverTheRowHolds(t *testing.T) {
 	}{
 		"nothing": {"user_id = null, created_at = null, updated_at = null, namespace = null", func(t *testing.T, c postgres.CleanupRecord) {
 			require.Zero(t, c.Started)
-			require.Zero(t, c.UserID)
+			require.Empty(t, c.UserID)
 			require.Equal(t, c.RequestedAt.UTC(), c.Ended.UTC(), "it had ended when it was first seen to have")
 		}},
 		"impossible dates": {"created_at = '-infinity', reservation_ended = 'infinity', expires_at = '20260-01-01'", func(t *testing.T, c postgres.CleanupRecord) {

@@ -19,17 +19,17 @@ import (
 	"gpudev.internal/reservation-expiry/internal/warning"
 )
 
-// real is an active reservation in a real database with a pod in a real cluster.
-type real struct {
+// server is an active reservation in a real database with a pod in a real cluster.
+type server struct {
 	*stacktest.Cluster
 	runner *followup.Runner
 	sql    *pgx.Conn
 	id     string
 }
 
-func newReal(t *testing.T) real {
+func newServer(t *testing.T) server {
 	t.Helper()
-	r := real{Cluster: stacktest.Kubernetes(t), id: uuid.NewString()}
+	r := server{Cluster: stacktest.Kubernetes(t), id: uuid.NewString()}
 	url := stacktest.Database(t)
 	db, err := postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
@@ -51,20 +51,20 @@ func newReal(t *testing.T) real {
 	return r
 }
 
-func (r real) exec(t *testing.T, statement string, args ...any) {
+func (r server) exec(t *testing.T, statement string, args ...any) {
 	t.Helper()
 	_, err := r.sql.Exec(t.Context(), statement, args...)
 	require.NoError(t, err)
 }
 
-func (r real) text(t *testing.T, query string) (s string) {
+func (r server) text(t *testing.T, query string) (s string) {
 	t.Helper()
 	require.NoError(t, r.sql.QueryRow(t.Context(), query).Scan(&s))
 	return s
 }
 
 // run makes a follow-up due and carries it out.
-func (r real) run(t *testing.T, kind postgres.FollowUpKind, key string) followup.Report {
+func (r server) run(t *testing.T, kind postgres.FollowUpKind, key string) followup.Report {
 	t.Helper()
 	r.exec(t, "insert into expiry.follow_ups (kind, key, reservation_id, subject) values ($1, $2, $3, $3) on conflict do nothing", kind, key, r.id)
 	report, err := r.runner.Run(t.Context(), kind, key)
@@ -75,7 +75,7 @@ func (r real) run(t *testing.T, kind postgres.FollowUpKind, key string) followup
 
 func TestWarningsReachTheServer(t *testing.T) {
 	t.Parallel()
-	r := newReal(t)
+	r := newServer(t)
 	var deadline time.Time
 	require.NoError(t, r.sql.QueryRow(t.Context(), "select expires_at from reservations").Scan(&deadline))
 	for _, level := range []int{15, 5} {
@@ -96,7 +96,7 @@ func TestWarningsReachTheServer(t *testing.T) {
 
 func TestTheOutOfMemoryNoticeReachesTheServer(t *testing.T) {
 	t.Parallel()
-	r := newReal(t)
+	r := newServer(t)
 	at := time.Now().Add(-time.Minute).Truncate(time.Second)
 	r.exec(t, "insert into expiry.oom_kills (reservation_id, container_id, finished_at, container) values ($1, 'containerd://1', $2, 'gpu-dev')", r.id, at)
 	r.exec(t, "update reservations set oom_count = 1")
