@@ -45,7 +45,7 @@ func explain(ctx context.Context, sh shell, meant string, output outputFormat) e
 	}
 	life, err := db.Life(ctx, id)
 	if err != nil {
-		return err //nolint:wrapcheck // says it all
+		return err
 	}
 	return sh.show(output, report.Explain(life, cfg.Rules))
 }

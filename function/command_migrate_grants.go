@@ -48,7 +48,7 @@ func (g *grants) grant(ctx context.Context, sh shell, p config.Postgres) error {
 		return nil
 	}
 	if err := postgres.Grant(ctx, p.URL().Reveal(), g.to); err != nil {
-		return err //nolint:wrapcheck // says it all
+		return err
 	}
 	return sh.say("granted to %s", g.to)
 }

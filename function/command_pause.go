@@ -47,7 +47,7 @@ Needs only the POSTGRES_ variables.`,
 func pause(ctx context.Context, sh shell, db *postgres.DB, rules config.Rules, why string, during time.Duration) error {
 	p, err := db.Pause(ctx, why, during)
 	if err != nil {
-		return err //nolint:wrapcheck // says it all
+		return err
 	}
 	ahead, err := forecast(ctx, db, rules)
 	if err != nil {
@@ -74,7 +74,7 @@ Needs only the POSTGRES_ variables.`,
 func resume(ctx context.Context, sh shell, db *postgres.DB, rules config.Rules) error {
 	paused, err := db.Resume(ctx)
 	if err != nil {
-		return err //nolint:wrapcheck // says it all
+		return err
 	}
 	ahead, err := forecast(ctx, db, rules)
 	if err != nil {

@@ -83,7 +83,7 @@ func openLetters(ctx context.Context, db *postgres.DB) ([]postgres.DeadLetter, e
 			open = append(open, letter)
 		}
 	}
-	return open, err //nolint:wrapcheck // says it all
+	return open, err
 }
 
 // forecast looks ahead to the next tick by what the database says.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,7 +101,7 @@ func (w *world) sweep(ctx context.Context, sh shell, d config.Delivery, request 
 	result, err := w.sweeper.Sweep(ctx, fromShell, request)
 	view := report.Swept{Result: result}
 	if err != nil || request.DryRun || result.Outcome == sweep.Skipped {
-		return view, err //nolint:wrapcheck // says it all
+		return view, err
 	}
 	err = w.carryOut(ctx, sh, &view, followUps, log)
 	out := newOutgoing(d, w.telemetry)
@@ -127,7 +128,7 @@ func (w *world) carryOut(ctx context.Context, sh shell, view *report.Swept, limi
 		view.Left = fmt.Sprintf("the time for follow-ups, %s, is over: what is left is done by the next sweep", report.Span(limit))
 		return nil
 	}
-	return err //nolint:wrapcheck // says it all
+	return err
 }
 
 // howItWent is an error where the sweep failed, in whole or in part.
@@ -136,9 +137,9 @@ func howItWent(view report.Swept) error {
 	case sweep.Completed, sweep.Skipped:
 		return nil
 	}
-	why := ""
+	why := []string{fmt.Sprintf("the sweep is %s", view.Outcome)}
 	for _, f := range view.Failures {
-		why += "; " + f.Part + ": " + f.Error
+		why = append(why, f.Part+": "+f.Error)
 	}
-	return fmt.Errorf("the sweep is %s%s", view.Outcome, why)
+	return errors.New(strings.Join(why, "; "))
 }

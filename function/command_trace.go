@@ -58,10 +58,10 @@ func drawTrace(ctx context.Context, sh shell, meant string, calls bool) error {
 	case fault.Is(err, fault.Gone):
 		return fmt.Errorf("jaeger has no trace of reservation %s: none was sent, it is forgotten already, or nothing has happened yet", id)
 	case err != nil:
-		return err //nolint:wrapcheck // says it all
+		return err
 	}
 	if err := waterfall.Draw(sh.out, trace, waterfall.Options{Width: sh.screen.Width, Color: sh.screen.Color, Calls: calls}); err != nil {
-		return err //nolint:wrapcheck // says it all
+		return err
 	}
 	return sh.say("\n%s", client.Page(trace.ID))
 }

@@ -62,7 +62,7 @@ func (s *selfSweeper) look(ctx, sending context.Context) {
 func (s *selfSweeper) post(ctx context.Context) error {
 	e, err := s.build.SweepRequested(s.newID())
 	if err != nil {
-		return err //nolint:wrapcheck // says it all
+		return err
 	}
-	return s.self.Send(ctx, e) //nolint:wrapcheck // says it all
+	return s.self.Send(ctx, e)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +36,7 @@ func theShell() shell {
 
 // screenOf tells how wide a terminal is and whether it wants colours (no-color.org). A file or pipe has no limits.
 func screenOf(f *os.File) (screen report.Screen, terminal bool) {
-	descriptor := int(f.Fd()) //nolint:gosec // a descriptor is a small number
+	descriptor := int(f.Fd())
 	if !term.IsTerminal(descriptor) {
 		return report.Screen{}, false
 	}
@@ -113,8 +112,7 @@ func run(ctx context.Context, args []string, sh shell) int {
 		return 0
 	}
 	_, _ = fmt.Fprintln(sh.err, "reservation-expiry: "+strings.Join(strings.Fields(err.Error()), " "))
-	var usage usageError
-	if errors.As(err, &usage) {
+	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}
 	return exitFailure
@@ -125,7 +123,7 @@ func openDatabase(ctx context.Context, p config.Postgres) (*postgres.DB, error) 
 	const atOnce = 2
 	db, err := postgres.Open(ctx, p.URL().Reveal(), postgres.Options{MaxConns: atOnce})
 	if err != nil {
-		return nil, err //nolint:wrapcheck // says it all
+		return nil, err
 	}
 	if err := usable(ctx, db, p); err != nil {
 		db.Close()
@@ -138,7 +136,7 @@ func openDatabase(ctx context.Context, p config.Postgres) (*postgres.DB, error) 
 func usable(ctx context.Context, db *postgres.DB, p config.Postgres) error {
 	err := db.CheckSchema(ctx)
 	if err == nil || errors.Is(err, postgres.ErrSchema) {
-		return err //nolint:wrapcheck // says what to run
+		return err
 	}
 	return unreachable(p, err)
 }
@@ -153,12 +151,14 @@ func theOne(ctx context.Context, db *postgres.DB, meant string) (string, error) 
 	found, err := db.FindReservations(ctx, meant, most+1)
 	switch {
 	case err != nil:
-		return "", err //nolint:wrapcheck // says it all
+		return "", err
 	case len(found) == 0:
 		return "", fmt.Errorf("there is no reservation %q: give its id, the beginning of it, or its pod's name", meant)
 	case len(found) > 1:
-		dots := cmp.Or(map[bool]string{true: ", …"}[len(found) > most])
-		return "", fmt.Errorf("%q may be any of %s%s: give more of the id", meant, strings.Join(found[:min(most, len(found))], ", "), dots)
+		if len(found) > most {
+			found[most] = "…"
+		}
+		return "", fmt.Errorf("%q may be any of %s: give more of the id", meant, strings.Join(found, ", "))
 	}
 	return found[0], nil
 }

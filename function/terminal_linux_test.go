@@ -54,7 +54,7 @@ func TestOnATerminalTablesFitAndProgressIsTold(t *testing.T) {
 	}
 
 	const escape = "\x1b["
-	require.Contains(t, onTerminal(t, 100, b.environ, "status"), escape)
+	require.Contains(t, onTerminal(t, 60, b.environ, "status"), escape)
 	require.NotContains(t, onTerminal(t, 100, append(b.environ, "NO_COLOR=1"), "status"), escape)
 	require.NotContains(t, onTerminal(t, 100, append(b.environ, "TERM=dumb"), "status"), escape)
 	require.NotContains(t, b.run(0, "status").out, escape, "it is no terminal")

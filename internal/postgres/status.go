@@ -96,9 +96,12 @@ func scanBacklog(row pgx.CollectableRow) (Backlog, error) {
 	if err == nil {
 		err = json.Unmarshal(counts, &b.Reservations)
 	}
+	if err != nil {
+		return Backlog{}, fmt.Errorf("read the counts: %w", err)
+	}
 	b.Now = b.Now.UTC()
 	b.OldestCleanup, b.OldestSnapshot, b.OldestFact = orZero(cleanup), orZero(snapshot), orZero(fact)
-	return b, err
+	return b, nil
 }
 
 // unfinished selects the cleanups that are not done: begun and not settled, or asked for and not begun.

@@ -60,16 +60,16 @@ func over(changes ...func(*postgres.Life)) postgres.Life {
 		ReservationID: id, Reason: reason, UserID: "ada", GPUType: "h100", Ended: ago(8 * time.Minute), ContentURL: "s3://disks/ada/default/contents.txt",
 		RequestedAt: ago(8 * time.Minute), PodGoneAt: ago(6 * time.Minute), DetachRequestedAt: ago(5 * time.Minute),
 	}
-	done := func(step postgres.Step, outcome, detail string) postgres.StepRecord {
-		return postgres.StepRecord{Step: step, StartedAt: ago(8 * time.Minute), FinishedAt: ago(7 * time.Minute), Outcome: outcome, Detail: detail}
+	done := func(step postgres.Step, detail string) postgres.StepRecord {
+		return postgres.StepRecord{Step: step, StartedAt: ago(8 * time.Minute), FinishedAt: ago(7 * time.Minute), Outcome: "done", Detail: detail}
 	}
 	l.Steps = map[postgres.Step]postgres.StepRecord{
-		postgres.StepIdentify: done(postgres.StepIdentify, "done", "pod gpu-dev/gpu-dev-5f0c2d1e on node-7"),
-		postgres.StepNotice:   done(postgres.StepNotice, "done", ""),
+		postgres.StepIdentify: done(postgres.StepIdentify, "pod gpu-dev/gpu-dev-5f0c2d1e on node-7"),
+		postgres.StepNotice:   done(postgres.StepNotice, ""),
 		postgres.StepListing: {Step: postgres.StepListing, StartedAt: ago(8 * time.Minute), FinishedAt: ago(7*time.Minute + 30*time.Second),
 			Outcome: "missing", Attempts: 2, LastError: "list /home/dev: command timed out after 15s"},
-		postgres.StepServices: done(postgres.StepServices, "done", "gpu-dev-5f0c2d1e-ssh"),
-		postgres.StepPod:      done(postgres.StepPod, "done", ""),
+		postgres.StepServices: done(postgres.StepServices, "gpu-dev-5f0c2d1e-ssh"),
+		postgres.StepPod:      done(postgres.StepPod, ""),
 		postgres.StepDNS: {Step: postgres.StepDNS, StartedAt: ago(7 * time.Minute), Attempts: 11,
 			LastError: "list records of grumpy-bear.dev.example.org: Throttling: Rate exceeded"},
 		postgres.StepDisk: {Step: postgres.StepDisk, StartedAt: ago(6 * time.Minute), Detail: "volume vol-0123456789abcdef0 is in-use, detaching since 5m"},

@@ -145,7 +145,8 @@ func TestSweepsLookLikeThis(t *testing.T) {
 
 func TestDeadLettersLookLikeThis(t *testing.T) {
 	t.Parallel()
-	letters := append(bad().DeadLetters,
+	letters := append([]postgres.DeadLetter{}, bad().DeadLetters...)
+	letters = append(letters,
 		postgres.DeadLetter{ID: 6, ReceivedAt: ago(time.Hour), Arrivals: 3, EventType: event.Ping, ReplayedAt: ago(2 * time.Hour), Replays: 1, ErrorCode: "500"},
 		postgres.DeadLetter{ID: 5, ReceivedAt: ago(3 * time.Hour), Arrivals: 1, EventType: event.Ping, ReplayedAt: ago(2 * time.Hour), Replays: 1})
 	looksLike(t, "dead-letters", report.ListDeadLetters(letters, now))
