@@ -13,6 +13,9 @@ import (
 // selfTimeout outlasts a follow-up, which answers when it is done.
 const selfTimeout = 110 * time.Second
 
+// boundToken is where a SinkBinding mounts the token for K_SINK, where the Broker asks who sends. It is for no one else.
+const boundToken = "/oidc/token" //nolint:gosec // the file's name
+
 // outgoing is where events go.
 type outgoing struct {
 	build event.Builder
@@ -34,7 +37,7 @@ func newOutgoing(d config.Delivery, providers instrument.Providers) outgoing {
 	self := dispatch.SenderOptions{Timeout: selfTimeout, Tries: 1}
 	out := outgoing{build: event.Builder{Extensions: d.Overrides}, transport: transport, loopback: to(d.Loopback(), self)}
 	if d.Sink != "" {
-		out.followUps = to(d.Sink, dispatch.SenderOptions{})
+		out.followUps = to(d.Sink, dispatch.SenderOptions{TokenFile: boundToken})
 		out.facts = out.followUps
 	} else {
 		out.followUps = to(d.Self(), self)

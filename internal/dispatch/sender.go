@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -29,6 +32,9 @@ type SenderOptions struct {
 	// Timeout is of one try; 0: 10 s. To oneself it must outlast a follow-up, to a sink it must not pass 20 s.
 	Timeout time.Duration
 	Tries   uint // 0: 3
+	// TokenFile holds the token by which the sink knows us, where it wants one: a SinkBinding mounts it. It is read for each
+	// try, since it is renewed; "" or no such file: none is sent.
+	TokenFile string
 }
 
 // HTTPSender POSTs events to one address, in structured mode: what an id or a subject holds need not fit a header.
@@ -37,6 +43,7 @@ type HTTPSender struct {
 	client  *http.Client
 	timeout time.Duration
 	tries   uint
+	token   string // a file
 }
 
 // NewTransport returns the transport of a sender: a few connections to one host.
@@ -68,7 +75,7 @@ func NewHTTPSender(target string, opts SenderOptions) *HTTPSender {
 		// A redirected POST would arrive as a GET.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	return &HTTPSender{target: target, client: client, timeout: opts.Timeout, tries: opts.Tries}
+	return &HTTPSender{target: target, client: client, timeout: opts.Timeout, tries: opts.Tries, token: opts.TokenFile}
 }
 
 // Send delivers the event, trying again a few times where that may help.
@@ -99,6 +106,9 @@ func (s *HTTPSender) try(ctx context.Context, e ce.Event) error {
 	if err := cehttp.WriteRequest(binding.WithForceStructured(ctx), binding.ToMessage(&e), request); err != nil {
 		return fault.Errorf(fault.Permanent, "send %s: encode the event: %w", e.Type(), err)
 	}
+	if err := s.authorize(request); err != nil {
+		return fmt.Errorf("send %s to the sink: %w", e.Type(), err)
+	}
 	response, err := s.client.Do(request)
 	if err != nil {
 		if inner := errors.Unwrap(err); inner != nil { // without the address, which may hold a password
@@ -116,6 +126,22 @@ func (s *HTTPSender) try(ctx context.Context, e ce.Event) error {
 		kind = fault.Permanent
 	}
 	return fault.Errorf(kind, "send %s: the sink answered %s", e.Type(), response.Status)
+}
+
+// authorize says who sends. Without a file nothing is asked for; one that cannot be read is worth another try.
+func (s *HTTPSender) authorize(request *http.Request) error {
+	if s.token == "" {
+		return nil
+	}
+	token, err := os.ReadFile(s.token)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the token for it: %w", err)
+	}
+	request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	return nil
 }
 
 // final reports whether an answer is for good, by the rules of a Knative broker: it tries again after 404, 408, 409,
