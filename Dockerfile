@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
-# Both images are arguments, so that a build can pin them by digest: docs/deploying.md says how.
-ARG GO_IMAGE=docker.io/library/golang:1.26-bookworm
-ARG BASE_IMAGE=gcr.io/distroless/static-debian12:nonroot
+# A digest is the image's content: a registry can only refuse it, not bring another. docs/deploying.md says how to renew them.
+ARG GO_IMAGE=docker.io/library/golang:1.26.8-bookworm@sha256:dc9ad6c05acc7a88e5b71bde60a5fe3bd4b9f0db209011711b464107438a8107
+ARG BASE_IMAGE=gcr.io/distroless/static-debian12:nonroot@sha256:afa5c872c891853ca7fcf1f12c3edb23f7eeef36189728842dd51042ff57f7ab
 
 FROM --platform=$BUILDPLATFORM ${GO_IMAGE} AS build
 WORKDIR /src
