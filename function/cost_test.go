@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
+)
+
+// dearest is what a sweep with tracing may take of the time that it takes without.
+const dearest = 1.15
+
+// TestTracingCostsASweepLittle compares two processes on databases of the same content, tick by tick in turn, so that
+// whatever else the machine does hits both. Each tick has something to do: reservations that end, and their phases.
+func TestTracingCostsASweepLittle(t *testing.T) {
+	t.Parallel()
+	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) }))
+	t.Cleanup(sink.Close)
+	plain := newBusy(t, sink.URL, "OTEL_TRACES_EXPORTER=none", "OTEL_METRICS_EXPORTER=none")
+	traced := newBusy(t, sink.URL, "OTEL_EXPORTER_OTLP_ENDPOINT="+stacktest.Env(t, "STACK_OTLP_URL"), "OTEL_METRICS_EXPORTER=none")
+	for range 8 { // connections and caches warm up, and the phases of those that are active already are written
+		plain.tick()
+		traced.tick()
+	}
+	var without, with []time.Duration
+	for range 21 {
+		without = append(without, plain.tick())
+		with = append(with, traced.tick())
+	}
+	ratio := float64(typical(with)) / float64(typical(without))
+	t.Logf("a sweep takes %s without tracing and %s with it: ×%.3f", typical(without), typical(with), ratio)
+	require.LessOrEqual(t, ratio, dearest)
+	written := 0
+	require.NoError(t, traced.rows.QueryRow(t.Context(), "select coalesce(sum(cardinality(written)), 0) from expiry.traces").Scan(&written))
+	require.Greater(t, written, 500, "it did write its spans")
+}
+
+// typical is the mean of the faster half: the others met somebody else on the machine.
+func typical(times []time.Duration) time.Duration {
+	slices.Sort(times)
+	half, sum := times[:(len(times)+1)/2], time.Duration(0)
+	for _, d := range half {
+		sum += d
+	}
+	return sum / time.Duration(len(half))
+}
+
+// busy is a process with a few hundred active reservations, of which some end at each tick.
+type busy struct {
+	t    *testing.T
+	p    *process
+	rows *pgxpool.Pool
+}
+
+func newBusy(t *testing.T, sink string, more ...string) *busy {
+	t.Helper()
+	database := stacktest.Database(t)
+	rows, err := pgxpool.New(t.Context(), database)
+	require.NoError(t, err)
+	t.Cleanup(rows.Close)
+	_, err = rows.Exec(context.WithoutCancel(t.Context()), `
+		insert into reservations (reservation_id, user_id, gpu_type, status, created_at, launched_at, expires_at)
+		select gen_random_uuid()::text, 'ada', 'h100', 'active', clock_timestamp() - interval '8 hours', clock_timestamp() - interval '8 hours',
+		       clock_timestamp() + interval '8 hours' from generate_series(1, 600)`)
+	require.NoError(t, err)
+	environ := append(stacktest.AWS(t).Environ(), "KUBECONFIG="+stacktest.Env(t, "KUBECONFIG"), "HOME="+t.TempDir(), "K_SINK="+sink,
+		"BRAKE_PERCENT=100", "MISSING_CONFIRM=12h")
+	return &busy{t: t, p: startProcess(t, database, append(environ, more...)...), rows: rows}
+}
+
+// tick lets ten reservations' time be over and returns how long the tick took.
+func (b *busy) tick() time.Duration {
+	b.t.Helper()
+	_, err := b.rows.Exec(b.t.Context(), `
+		update reservations set expires_at = clock_timestamp() - interval '10 minutes'
+		where reservation_id in (select reservation_id from reservations where status = 'active' order by reservation_id limit 10)`)
+	require.NoError(b.t, err)
+	began := time.Now()
+	require.Equal(b.t, http.StatusAccepted, b.p.post(b.t, "/", binary(event.Ping), "").StatusCode)
+	return time.Since(began)
+}
