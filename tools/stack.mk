@@ -17,8 +17,8 @@ stack-build: ## Install and build what they need (minutes, once)
 .PHONY: lint-tools
 lint-tools: ## Check the form of the nested modules
 	lint=$$(go tool -modfile=tools/go.mod -n golangci-lint); \
-	(cd tools && "$$lint" run ./...); \
-	cd tools/kube && CGO_ENABLED=0 GOFLAGS=-trimpath "$$lint" run ./...  # the flags of the build, whose packages it reuses
+	(cd tools && "$$lint" run --allow-parallel-runners ./...); \
+	cd tools/kube && CGO_ENABLED=0 GOFLAGS=-trimpath "$$lint" run --allow-parallel-runners ./...  # the flags of the build, whose packages it reuses
 
 .PHONY: test-tools
 test-tools: ## Test that the stack comes up, heals, and goes without a trace
