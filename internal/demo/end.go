@@ -32,6 +32,9 @@ func (d *demo) conclude(ctx context.Context) error {
 	if err := d.explainOne(ctx); err != nil {
 		return err
 	}
+	if err := d.traceOne(ctx); err != nil {
+		return err
+	}
 	fmt.Println()
 	if bad > 0 {
 		return fmt.Errorf("%d of %d expectations do not hold; the service's log is %s", bad, all, d.service.log)

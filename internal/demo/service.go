@@ -61,7 +61,7 @@ func serviceEnviron(c *components, p *platform.Platform, port int, facts string)
 			environ = append(environ, entry)
 		}
 	}
-	return append(environ,
+	return append(append(environ, tracing(c.env)...),
 		"PORT="+strconv.Itoa(port), "FACTS_SINK=http://"+facts, "LOG_FORMAT=json",
 		"POSTGRES_HOST="+pooled.Hostname(), "POSTGRES_PORT="+pooled.Port(), "POSTGRES_DB="+database,
 		"POSTGRES_USER="+c.env["POSTGRES_USER"], "POSTGRES_PASSWORD="+c.env["POSTGRES_PASSWORD"],

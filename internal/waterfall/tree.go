@@ -3,6 +3,7 @@ package waterfall
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"gpudev.internal/reservation-expiry/internal/jaeger"
@@ -13,6 +14,7 @@ import (
 type row struct {
 	label    string
 	spans    []jaeger.Span // by start
+	tries    []jaeger.Span // attempts at what the row's one span stands for, by start
 	children []*row        // by first start
 	open     bool          // the span itself is not in the trace yet; spans are what is below it
 	depth    int
@@ -135,9 +137,22 @@ func group(children map[string][]jaeger.Span, parents []string, calls bool) []*r
 			}
 		}
 		r.children = group(children, ids, calls)
+		r.takeIn()
 	}
 	byStart(rows)
 	return rows
+}
+
+// takeIn makes one line of a cleanup step and the attempts at it, which hang below it since it may outlast a process.
+func (r *row) takeIn() {
+	step, is := strings.CutPrefix(r.label, string(telemetry.StepPhase("")))
+	if !is {
+		return
+	}
+	r.label = step
+	if len(r.children) == 1 && r.children[0].label == step {
+		r.tries, r.children = r.children[0].spans, r.children[0].children
+	}
 }
 
 func byStart(rows []*row) {

@@ -224,8 +224,8 @@ func (r *row) text() string {
 		}
 	}
 	b.WriteString(clean(r.label))
-	if len(r.spans) > 1 && !r.open {
-		fmt.Fprintf(&b, " ×%d", len(r.spans))
+	if n := max(len(r.spans), len(r.tries)); n > 1 && (!r.open || r.tries != nil) {
+		fmt.Fprintf(&b, " ×%d", n)
 	}
 	return b.String()
 }
@@ -251,9 +251,9 @@ func (p *picture) notes() {
 	var order []fault
 	first, count := map[fault]time.Time{}, map[fault]int{}
 	for _, r := range p.rows {
-		for _, s := range r.spans {
+		for _, s := range slices.Concat(r.spans, r.tries) {
 			f := fault{clean(r.label), clean(s.Error())}
-			if f.message == "" || r.open {
+			if f.message == "" || r.open && r.tries == nil {
 				continue
 			}
 			if count[f]++; count[f] == 1 {

@@ -177,24 +177,33 @@ func TestWhatWaitsForItsPhaseIsFiledUnderThePhasesName(t *testing.T) {
 	require.Contains(t, out.String(), "└─ warn 30 min")
 }
 
-func TestAttemptsAtAStepThatIsNotDoneHangBelowTheStepAndTheCleanup(t *testing.T) {
+func TestAStepAndTheAttemptsAtItAreOneLine(t *testing.T) {
 	t.Parallel()
 	const id = "0b8f3a52-6c1d-4e7f-9a20-b4c5d6e7f801"
 	begin := time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
 	attempt := func(spanID, step string, after time.Duration) jaeger.Span {
 		return jaeger.Span{
-			ID: spanID, ParentID: telemetry.PhaseSpanID(id, telemetry.StepPhase(step)).String(), Name: "attempt",
+			ID: spanID, ParentID: telemetry.PhaseSpanID(id, telemetry.StepPhase(step)).String(), Name: step,
 			Start: begin.Add(after), Duration: time.Second,
-			Attributes: map[string]string{"reservation.id": id, "cleanup.step": step},
+			Attributes: map[string]string{"reservation.id": id, "cleanup.step": step,
+				"otel.status_code": "ERROR", "otel.status_description": step + " failed"},
 		}
 	}
 	var out bytes.Buffer
 	require.NoError(t, waterfall.Draw(&out, jaeger.Trace{Spans: []jaeger.Span{
 		attempt("2", "pod", time.Minute), attempt("1", "pod", 0), attempt("3", "dns", 2*time.Minute),
+		{
+			ID: telemetry.PhaseSpanID(id, telemetry.StepPhase("pod")).String(), ParentID: telemetry.PhaseSpanID(id, telemetry.PhaseCleanup).String(),
+			Name: "step pod", Start: begin, Duration: 90 * time.Second, Attributes: map[string]string{"reservation.outcome": "done", "cleanup.step": "pod"},
+		},
 	}}, waterfall.Options{}))
 	_, rows, _ := strings.Cut(out.String(), "TOOK\n")
 	lines := strings.Split(rows, "\n")
-	for i, want := range []string{"cleanup ", "├─ step pod ", "│  └─ attempt ×2 ", "└─ step dns ", "   └─ attempt "} {
+	for i, want := range []string{"cleanup ", "├─ pod ×2 ", "└─ dns "} {
 		require.True(t, strings.HasPrefix(lines[i], want), "%q in\n%s", want, rows)
 	}
+	require.Contains(t, lines[1], "1m 30s", "what is over lasted as long as the step")
+	require.Contains(t, lines[2], "goes on")
+	require.Contains(t, out.String(), "pod: pod failed (2 times)")
+	require.Contains(t, out.String(), "dns: dns failed")
 }
