@@ -74,6 +74,9 @@ func sweepOnce(ctx context.Context, sh shell, flags sweepFlags) error {
 		return err
 	}
 	defer w.close(ctx, log)
+	if flags.dryRun {
+		w.lives = nil // what was written into traces is remembered in rows
+	}
 	if err := usable(ctx, w.db, cfg.Postgres); err != nil {
 		return err
 	}

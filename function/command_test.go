@@ -250,7 +250,10 @@ func TestADatabaseThatCannotBeUsedIsNamedWithoutItsPassword(t *testing.T) {
 func TestADryRunPrintsWhatASweepWouldDoAndChangesNothing(t *testing.T) {
 	t.Parallel()
 	b := newBase(t)
-	b.withWorld()
+	// Somebody collects telemetry, of which rows remember what was sent.
+	collector := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(collector.Close)
+	b.withWorld("OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf")
 	overdue, warned, quiet := b.reservation(-time.Hour), b.reservation(10*time.Minute), b.reservation(5*time.Hour)
 	b.exec("update reservations set expires_at = null where reservation_id = $1", b.reservation(time.Hour))
 	cancelled := b.reservation(time.Hour)

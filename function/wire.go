@@ -12,7 +12,6 @@ import (
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/instrument"
 	"gpudev.internal/reservation-expiry/internal/kube"
-	"gpudev.internal/reservation-expiry/internal/lifecycle"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/snapshot"
 	"gpudev.internal/reservation-expiry/internal/sweep"
@@ -26,7 +25,7 @@ type world struct {
 	db        *postgres.DB
 	sweeper   *sweep.Sweeper
 	actions   map[postgres.FollowUpKind]followup.Action
-	lives     *lifecycle.Writer
+	lives     lives
 }
 
 // newWorld makes it from what is configured. The errors are about the environment.
