@@ -44,7 +44,7 @@ func envOr(name, otherwise string) string {
 // stack runs tools/stack, which says on stderr what it is at.
 func (c *components) stack(ctx context.Context, command string) error {
 	cmd := exec.CommandContext(ctx, "bin/stack", command)
-	cmd.Env = append(os.Environ(), "STACK_DIR="+c.dir, "STACK_WITHOUT=jaeger promtool") // which nothing here needs
+	cmd.Env = append(os.Environ(), "STACK_DIR="+c.dir, "STACK_WITHOUT=promtool") // which nothing here needs
 	cmd.Stderr = os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that it stops what it has begun
 	cmd.WaitDelay = 30 * time.Second
