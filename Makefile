@@ -20,7 +20,7 @@ build: ## Build bin/reservation-expiry
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./function
 
 # A long build says now and then that it is still at it; what goes wrong is shown as it is.
-COUNTED := 2>&1 | awk '/^[^ :]*$$/ && !/^\#/ { if (++n % 100 == 0) { print "  " n " packages, at " $$0; fflush() } next } { print }'
+COUNTED := 2>&1 | awk '/^go: downloading / || /^[^ :\#]+$$/ { if (++n % 100 == 0) { print "  " n " steps, at " $$0; fflush() } next } { print; fflush() }'
 
 .PHONY: demo
 demo: ## Watch reservations end, on real components (KEEP=1 leaves it running)
