@@ -51,7 +51,7 @@ func (j *jaeger) build(ctx context.Context, s *stack) error {
 }
 
 func (j *jaeger) start(ctx context.Context, s *stack) (*instance, error) {
-	in := &instance{Signal: syscall.SIGTERM}
+	in := &instance{Signal: syscall.SIGKILL} // it would tidy up for ten seconds what goes with it
 	query, otlp := j.given()
 	if query != "" || otlp != "" {
 		s.log.say(j.name(), "using USE_JAEGER_QUERY_URL %s and USE_OTLP_URL %s", query, otlp)
