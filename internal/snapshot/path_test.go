@@ -217,6 +217,24 @@ func TestAVolumeSetAsideForWhichSomebodyHasFoundAUseStays(t *testing.T) {
 	require.True(t, w.exists(t))
 }
 
+func TestAVolumeTakenByForceOfASupersededCleanupStays(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.account.Set(stacktest.Settings{Snapshot: -1})
+	w.exec(t, "update expiry.cleanups set detach_forced_at = now()")
+	w.deliver(t, postgres.Cleanup)
+	w.exec(t, "update disks set in_use = false, reservation_id = null")
+	w.exec(t, "update expiry.follow_ups set state = 'due' where kind = 'cleanup'")
+	w.deliver(t, postgres.Cleanup)
+	require.Equal(t, postgres.OutcomeSuperseded, w.outcome(t))
+	w.account.Alter(w.snapshotID(t), map[string]any{
+		"state": "completed", "start_time": time.Now().UTC().Add(-8 * 24 * time.Hour).Format("2006-01-02T15:04:05")})
+	w.exec(t, "update disks set ebs_volume_id = null")
+	w.settle(t, 3)
+	require.Equal(t, 1, w.disk(t).Snapshots, "counted all the same")
+	require.True(t, w.exists(t))
+}
+
 func TestAHaltedInstanceIsAskedPlainlyFirst(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -284,6 +302,25 @@ func TestAVolumeAttachedElsewhereIsLeftAlone(t *testing.T) {
 			require.Equal(t, 1, w.attachments(t))
 		})
 	}
+}
+
+func TestAVolumeAttachedElsewhereAMomentBeforeItIsDetachedIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	looks := 0
+	w.reset(func(call string) error {
+		if call == "DescribeVolume" {
+			if looks++; looks == 2 { // under the lock, the detach decided
+				w.detach(t)
+				w.attach(t, w.volume, w.runInstance(t))
+			}
+		}
+		return nil
+	}, nil)
+	require.Equal(t, followup.StateFailed, w.deliver(t, postgres.Cleanup).State)
+	require.GreaterOrEqual(t, looks, 2)
+	require.Zero(t, w.count("DetachVolume"))
+	require.Equal(t, 1, w.attachments(t))
 }
 
 func TestAVolumeAttachedAgainAfterItsSnapshotIsCapturedAnew(t *testing.T) {
