@@ -57,7 +57,7 @@ func Draw(w io.Writer, t jaeger.Trace, o Options) error {
 		p.line(r)
 	}
 	p.notes()
-	return p.Flush()
+	return p.Flush() //nolint:wrapcheck // the writer's own error says it all
 }
 
 // picture is a drawing under way. Errors of writing are kept by the bufio.Writer for Flush.

@@ -49,6 +49,8 @@ func TestWaterfallLooksLikeThis(t *testing.T) {
 		"color":            {"life.json", waterfall.Options{Color: true}},
 		"without-root":     {"life-without-root.json", waterfall.Options{}},
 		"while-it-happens": {"life-under-way.json", waterfall.Options{}},
+		"demo":             {"demo.json", waterfall.Options{}},
+		"demo-under-way":   {"demo-under-way.json", waterfall.Options{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -69,7 +71,7 @@ func TestTheManualShowsTheseDrawings(t *testing.T) {
 	t.Parallel()
 	manual, err := os.ReadFile("../../docs/tracing.md")
 	require.NoError(t, err)
-	for _, name := range []string{"life", "while-it-happens"} {
+	for _, name := range []string{"demo", "demo-under-way", "life"} {
 		golden, err := os.ReadFile(filepath.Join("testdata", name+".golden"))
 		require.NoError(t, err)
 		require.Contains(t, string(manual), "```text\n"+string(golden)+"```\n")
