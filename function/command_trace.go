@@ -73,7 +73,7 @@ func meantReservation(ctx context.Context, sh shell, meant string) (string, erro
 	}
 	postgres, err := config.LoadPostgres(sh.environ)
 	if err != nil {
-		return meant, nil //nolint:nilerr // there is no database: no reservation can be looked up
+		return meant, nil // there is no database: no reservation can be looked up
 	}
 	db, err := openDatabase(ctx, postgres)
 	if err != nil {

@@ -223,8 +223,8 @@ func TestWhatMayPassIsAskedForAgain(t *testing.T) {
 		return d.post(t, "/", binary(event.CleanupRequested), `{"reservationId":"r1"}`)
 	}
 	for name, c := range map[string]struct {
-		break_ func(d *desk)
-		send   func(d *desk) *http.Response
+		spoil func(d *desk)
+		send  func(d *desk) *http.Response
 	}{
 		"the sweep cannot begin": {func(d *desk) {
 			d.sweep = func(context.Context, string, event.SweepRequest) (sweep.Result, error) { return sweep.Result{}, secret }
@@ -251,8 +251,9 @@ func TestWhatMayPassIsAskedForAgain(t *testing.T) {
 			func(d *desk) *http.Response { return d.post(t, "/dead-letter", binary("any.type"), "") }},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			d := newDesk(t)
-			c.break_(d)
+			c.spoil(d)
 			response := c.send(d)
 			body := text(t, response)
 			require.Equal(t, http.StatusServiceUnavailable, response.StatusCode)

@@ -14,7 +14,7 @@ import (
 const selfTimeout = 110 * time.Second
 
 // boundToken is where a SinkBinding mounts the token for K_SINK, where the Broker asks who sends. It is for no one else.
-const boundToken = "/oidc/token" //nolint:gosec // the file's name
+const boundToken = "/oidc/token"
 
 // outgoing is where events go.
 type outgoing struct {

@@ -74,7 +74,7 @@ func startProcess(t *testing.T, database string, more ...string) *process {
 		asCommand+"=1", "PORT="+strconv.Itoa(port), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", "PATH="+os.Getenv("PATH")), more...)
 	p.cmd.Stderr, p.cmd.Stdout = p.log, p.log
 	require.NoError(t, p.cmd.Start())
-	go func() { p.exited <- p.cmd.Wait() }()
+	go func() { p.exited <- p.cmd.Wait() }() //nolint:errcheck // it is sent
 	t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
 		<-p.exited
@@ -114,7 +114,7 @@ func TestSIGTERMLetsATickFinishAndTakesNoMore(t *testing.T) {
 	require.NoError(t, err)
 
 	answered := make(chan int, 1)
-	go func() { answered <- p.post(t, "/", binary(event.Ping), "").StatusCode }()
+	go func() { answered <- p.post(t, "/", binary(event.Ping), "").StatusCode }() //nolint:testifylint // a failure is seen below: nothing is answered
 	require.Eventually(t, func() bool {
 		var waiting bool
 		err := conn.QueryRow(t.Context(), `

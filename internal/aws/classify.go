@@ -60,8 +60,7 @@ var kinds = map[string]fault.Kind{
 
 // kindOf classifies what the SDK returned.
 func kindOf(err error) fault.Kind {
-	var unsendable *smithy.SerializationError
-	if errors.As(err, &unsendable) {
+	if _, unsendable := errors.AsType[*smithy.SerializationError](err); unsendable {
 		return fault.Permanent
 	}
 	var api smithy.APIError

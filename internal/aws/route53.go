@@ -70,7 +70,7 @@ func (r *Route53) recordsOf(ctx context.Context, name string, wanted ...types.RR
 	err := allPages(func(token string) (string, error) {
 		out, err := r.client.ListResourceRecordSets(ctx, in)
 		if err != nil {
-			return "", err
+			return "", err //nolint:wrapcheck // by the caller, once
 		}
 		for _, record := range out.ResourceRecordSets {
 			if canonicalName(awssdk.ToString(record.Name)) == name && slices.Contains(wanted, record.Type) {

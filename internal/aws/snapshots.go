@@ -61,7 +61,7 @@ func (e *EC2) listSnapshots(ctx context.Context, filters ...types.Filter) ([]dis
 		}
 		out, err := e.client.DescribeSnapshots(ctx, in)
 		if err != nil {
-			return "", err
+			return "", err //nolint:wrapcheck // by the caller, once
 		}
 		for _, s := range out.Snapshots {
 			snapshots = append(snapshots, snapshotOf(s))

@@ -173,7 +173,7 @@ func parseOverrides(value string) (any, error) {
 		Extensions map[string]string `json:"extensions"`
 	}
 	if err := json.Unmarshal([]byte(value), &overrides); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("not JSON: %w", err)
 	}
 	for name := range overrides.Extensions {
 		if !extensionName.MatchString(name) || slices.Contains(attributes, name) {

@@ -117,7 +117,7 @@ func TestAForcedDetachIsAlwaysWarranted(t *testing.T) {
 				t.Fatalf("forced while %q: no plain one is under way", state)
 			}
 			waited := !h.PlainAt.IsZero() && now.Sub(h.PlainAt) >= 10*time.Minute
-			if h.PlainAt.IsZero() || !h.InstanceHalted && !(waited && h.ContainersTerminated) {
+			if h.PlainAt.IsZero() || !h.InstanceHalted && (!waited || !h.ContainersTerminated) {
 				t.Fatalf("forced without warrant: %+v", h)
 			}
 		}

@@ -63,11 +63,6 @@ func (w world) count(t *testing.T, condition string) int {
 	return n
 }
 
-func (w world) eventually(t *testing.T, want int, condition string) {
-	t.Helper()
-	require.Eventually(t, func() bool { return w.count(t, condition) == want }, 20*time.Second, 20*time.Millisecond, condition)
-}
-
 // cleanups makes n cleanups due, of reservations r0, r1, ….
 func (w world) cleanups(t *testing.T, n int) {
 	t.Helper()

@@ -2,7 +2,6 @@ package event_test
 
 import (
 	"encoding/json"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -54,7 +53,7 @@ func requireValid(t *testing.T, e ce.Event) {
 	require.NoError(t, event.ValidateData(e.Type(), e.Data()))
 	require.NotEmpty(t, e.Extensions()["partitionkey"])
 	for name := range e.Extensions() {
-		require.Regexp(t, regexp.MustCompile(`^[a-z0-9]{1,20}$`), name)
+		require.Regexp(t, `^[a-z0-9]{1,20}$`, name)
 	}
 	structured, err := json.Marshal(e)
 	require.NoError(t, err)

@@ -160,7 +160,7 @@ func KeyOf(eventType string, data []byte) (kind, key string, err error) {
 func keyFrom[T any](data []byte, key func(T) string) (string, error) {
 	var request T
 	if err := json.Unmarshal(data, &request); err != nil {
-		return "", err
+		return "", err //nolint:wrapcheck // by the caller, once
 	}
 	return key(request), nil
 }

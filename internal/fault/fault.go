@@ -51,8 +51,7 @@ func Errorf(kind Kind, format string, args ...any) error {
 
 // KindOf returns the outermost classification of err, Transient where there is none.
 func KindOf(err error) Kind {
-	var c *classified
-	if errors.As(err, &c) {
+	if c, ok := errors.AsType[*classified](err); ok {
 		return c.kind
 	}
 	return Transient

@@ -51,7 +51,7 @@ func within(t *testing.T, tel *telemetry.Telemetry, spans *tracetest.InMemoryExp
 func attributes(s tracetest.SpanStub) map[string]string {
 	m := map[string]string{}
 	for _, a := range s.Attributes {
-		m[string(a.Key)] = a.Value.Emit()
+		m[string(a.Key)] = a.Value.String()
 	}
 	return m
 }
@@ -77,7 +77,7 @@ func TestKubernetesCallsAreNamedForVerbAndResource(t *testing.T) {
 			t.Parallel()
 			tel, spans := setup(t)
 			client := http.Client{Transport: instrument.Kubernetes(tel)(transport)}
-			calls := within(t, tel, spans, func(ctx context.Context) { get(t, ctx, &client, server.URL+path, nil) })
+			calls := within(t, tel, spans, func(ctx context.Context) { get(ctx, t, &client, server.URL+path, nil) })
 			require.Len(t, calls, 1)
 			require.Equal(t, want, calls[0].Name)
 			require.Equal(t, "200", attributes(calls[0])["http.response.status_code"])
@@ -85,7 +85,7 @@ func TestKubernetesCallsAreNamedForVerbAndResource(t *testing.T) {
 	}
 }
 
-func get(t *testing.T, ctx context.Context, client *http.Client, url string, header http.Header) {
+func get(ctx context.Context, t *testing.T, client *http.Client, url string, header http.Header) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	require.NoError(t, err)
@@ -109,10 +109,10 @@ func TestSentEventsCarryTheTraceAndUpgradesAndStrayCallsMakeNoSpan(t *testing.T)
 	t.Cleanup(transport.CloseIdleConnections)
 	client := http.Client{Transport: instrument.HTTP(tel, transport)}
 
-	get(t, t.Context(), &client, server.URL, nil) // a probe: nobody's work
+	get(t.Context(), t, &client, server.URL, nil) // a probe: nobody's work
 	calls := within(t, tel, spans, func(ctx context.Context) {
-		get(t, ctx, &client, server.URL, nil)
-		get(t, ctx, &client, server.URL, http.Header{"Upgrade": {"websocket"}})
+		get(ctx, t, &client, server.URL, nil)
+		get(ctx, t, &client, server.URL, http.Header{"Upgrade": {"websocket"}})
 	})
 	require.Len(t, calls, 1)
 	require.Len(t, parents, 3)

@@ -105,7 +105,7 @@ func TestManyProcessesWriteEachSpanOnce(t *testing.T) {
 	for range 8 {
 		all.Go(func() {
 			writer := w.writer(func(o *lifecycle.Options) { o.Batch = 5 })
-			for done := 0; done < 10; done++ {
+			for done := range 10 {
 				_, err := writer.Write(t.Context(), ids[done])
 				if err != nil {
 					t.Error(err)

@@ -173,7 +173,7 @@ func page(heading string, pairs ...string) string {
 	b.WriteString(strings.ToUpper(heading) + "\n\n")
 	for i := 0; i < len(pairs); i += 2 {
 		indent := fmt.Sprintf("%-*s", labels, pairs[i]+":")
-		for _, line := range wrap(pairs[i+1], width-labels) {
+		for _, line := range wrap(pairs[i+1], width-labels) { //nolint:gosec // pairs come in twos
 			b.WriteString(indent + line + "\n")
 			indent = strings.Repeat(" ", labels)
 		}
@@ -184,7 +184,7 @@ func page(heading string, pairs ...string) string {
 func wrap(text string, width int) []string {
 	var lines []string
 	line, length := "", 0
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		n := len([]rune(word))
 		if line != "" && length+1+n > width {
 			lines = append(lines, line)

@@ -282,7 +282,7 @@ func TestOneAttemptStandsAtATime(t *testing.T) {
 		a, err := db.SnapshotAttempts(t.Context(), "old")
 		require.NoError(t, err)
 		require.Nil(t, a.Standing)
-		s, made, _, err = db.IntendSnapshot(t.Context(), "old", uuid.New())
+		_, made, _, err = db.IntendSnapshot(t.Context(), "old", uuid.New())
 		require.NoError(t, err)
 		require.True(t, made)
 		require.NoError(t, db.ForgetWriterGone(t.Context(), "old"))

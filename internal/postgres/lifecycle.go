@@ -239,7 +239,8 @@ func (db *DB) SettleTraces(ctx context.Context, token uuid.UUID, marks []TraceMa
 	var pauses []float64
 	for _, m := range marks {
 		ids, written = append(ids, m.ReservationID), append(written, strings.Join(m.Written, ","))
-		stages, doubtful = append(stages, int32(m.Stage)), append(doubtful, m.Doubtful)
+		stages = append(stages, int32(m.Stage)) //nolint:gosec // there are a handful of stages
+		doubtful = append(doubtful, m.Doubtful)
 		pauses = append(pauses, m.Pause.Seconds())
 	}
 	_, err := db.exec(ctx, `

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -79,9 +80,7 @@ func (b *books) count(t *rapid.T) (counted, pending int, backingUp bool) {
 
 func (b *books) tags(more map[string]string) map[string]string {
 	tags := map[string]string{disk.TagUser: b.user, disk.TagDisk: "work"}
-	for k, v := range more {
-		tags[k] = v
-	}
+	maps.Copy(tags, more)
 	return tags
 }
 

@@ -29,7 +29,7 @@ func TestInstantReadsWhateverTheDriverHandsOver(t *testing.T) {
 			t.Parallel()
 			got := At(now.Add(time.Hour)) // whatever was there is overwritten
 			require.NoError(t, got.Scan(tc.src))
-			require.True(t, tc.want == got, "%s", got)
+			require.Equal(t, tc.want, got)
 		})
 	}
 	for _, src := range []any{"", "soon", 12, true} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"slices"
 
 	"go.opentelemetry.io/otel/trace"
 )
@@ -33,13 +34,13 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 	ids := h.ids(ctx, r)
 	if len(h.replay) == 0 {
 		r.AddAttrs(ids...)
-		return h.current.Handle(ctx, r)
+		return h.current.Handle(ctx, r) //nolint:wrapcheck // the handler is not told apart from the one it wraps
 	}
 	target := h.base.WithAttrs(ids)
 	for _, step := range h.replay {
 		target = step(target)
 	}
-	return target.Handle(ctx, r)
+	return target.Handle(ctx, r) //nolint:wrapcheck // see above
 }
 
 func (h *handler) ids(ctx context.Context, r slog.Record) []slog.Attr {
@@ -73,7 +74,7 @@ func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	next := *h
 	next.current = h.current.WithAttrs(attrs)
 	if len(h.replay) > 0 {
-		next.replay = append(h.replay[:len(h.replay):len(h.replay)], func(s slog.Handler) slog.Handler { return s.WithAttrs(attrs) })
+		next.replay = append(slices.Clone(h.replay), func(s slog.Handler) slog.Handler { return s.WithAttrs(attrs) })
 		return &next
 	}
 	next.base = next.current
@@ -93,6 +94,6 @@ func (h *handler) WithGroup(name string) slog.Handler {
 	}
 	next := *h
 	next.current = h.current.WithGroup(name)
-	next.replay = append(h.replay[:len(h.replay):len(h.replay)], func(s slog.Handler) slog.Handler { return s.WithGroup(name) })
+	next.replay = append(slices.Clone(h.replay), func(s slog.Handler) slog.Handler { return s.WithGroup(name) })
 	return &next
 }

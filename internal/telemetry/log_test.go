@@ -32,7 +32,7 @@ func TestALineOfTheLogSaysWhichReservationAndWhichSpan(t *testing.T) {
 func TestIDsAreWrittenOnceAndAtTheTopOfTheLine(t *testing.T) {
 	t.Parallel()
 	ctx, span := telemetry.Disabled().StartAction(t.Context(), "warn", reservation)
-	defer span.End("ok", nil)
+	t.Cleanup(func() { span.End("ok", nil) })
 	for name, write := range map[string]func(*slog.Logger){
 		"plain":               func(l *slog.Logger) { l.InfoContext(ctx, "m") },
 		"named by the call":   func(l *slog.Logger) { l.InfoContext(ctx, "m", "reservation_id", reservationID) },

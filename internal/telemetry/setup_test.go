@@ -52,7 +52,7 @@ func flushed(t *testing.T, tel *telemetry.Telemetry, spans *tracetest.InMemoryEx
 func attributes(s tracetest.SpanStub) map[string]string {
 	m := map[string]string{}
 	for _, a := range s.Attributes {
-		m[string(a.Key)] = a.Value.Emit()
+		m[string(a.Key)] = a.Value.String()
 	}
 	return m
 }
@@ -111,7 +111,7 @@ func TestTheProcessSaysWhoItIs(t *testing.T) {
 	span.End("ok", nil)
 	got := map[string]string{}
 	for _, a := range flushed(t, tel, spans)["sweep"].Resource.Attributes() {
-		got[string(a.Key)] = a.Value.Emit()
+		got[string(a.Key)] = a.Value.String()
 	}
 	require.Equal(t, "reservation-expiry", got["service.name"])
 	require.Equal(t, "reservation-expiry-00007", got["faas.version"])

@@ -54,7 +54,6 @@ type Telemetry struct {
 	meters    *sdkmetric.MeterProvider
 	reader    *sdkmetric.ManualReader
 	metricOut sdkmetric.Exporter
-	logError  func(error)
 }
 
 // Setup reads the standard OTEL_* variables. Without an endpoint or exporter in them nothing is exported or
@@ -260,7 +259,7 @@ func newResource(ctx context.Context, o Options) (*resource.Resource, error) {
 func instanceID(random func() uint64) string {
 	var id uuid.UUID
 	for i := range id {
-		id[i] = byte(random())
+		id[i] = byte(random()) //nolint:gosec // any eight bits do
 	}
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // version 4, RFC 9562
 	return id.String()
