@@ -53,11 +53,11 @@ func listDeadLetters(ctx context.Context, sh shell, limit int, output outputForm
 	return withDatabase(ctx, sh, func(db *postgres.DB, _ config.Rules) error {
 		letters, err := db.DeadLetters(ctx, limit)
 		if err != nil {
-			return err //nolint:wrapcheck // says it all
+			return err
 		}
 		now, err := db.Now(ctx)
 		if err != nil {
-			return err //nolint:wrapcheck // says it all
+			return err
 		}
 		return sh.show(output, report.ListDeadLetters(letters, now))
 	})
@@ -77,16 +77,16 @@ func replay(ctx context.Context, sh shell, argument string) error {
 		return err
 	}
 	defer db.Close()
-	target, where := cfg.Delivery.Self(), "the service itself"
+	target, where, token := cfg.Delivery.Self(), "the service itself", ""
 	if cfg.Delivery.Sink != "" {
-		target, where = cfg.Delivery.Sink, "K_SINK"
+		target, where, token = cfg.Delivery.Sink, "K_SINK", boundToken
 	}
 	if u, err := url.Parse(target); err == nil {
 		where += " at " + u.Host
 	}
 	heard := &listener{next: dispatch.NewTransport()}
 	defer heard.next.CloseIdleConnections()
-	sender := dispatch.NewHTTPSender(target, dispatch.SenderOptions{Transport: heard, Timeout: selfTimeout, Tries: 1})
+	sender := dispatch.NewHTTPSender(target, dispatch.SenderOptions{Transport: heard, Timeout: selfTimeout, Tries: 1, TokenFile: token})
 	if err := dispatch.Replay(ctx, db, sender, id); err != nil {
 		return fmt.Errorf("%w: %s%s", err, where, heard.said())
 	}
