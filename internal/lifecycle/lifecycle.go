@@ -38,6 +38,7 @@ type Options struct {
 	Viewer Viewer           // nil: what may have arrived counts as arrived
 	Lease  time.Duration    // 0: 1 minute. Longer than an export and two statements
 	Batch  int              // traces in one export; 0: 100
+	Within time.Duration    // how long a claim or a look may take; 0: 0.3 s
 	NewID  func() uuid.UUID // of leases; nil: random
 	Log    *slog.Logger     // nil: slog.Default
 }
@@ -57,6 +58,9 @@ func New(store Store, exporter Exporter, opts Options) *Writer {
 	if opts.Batch == 0 {
 		opts.Batch = 100
 	}
+	if opts.Within == 0 {
+		opts.Within = 300 * time.Millisecond
+	}
 	if opts.NewID == nil {
 		opts.NewID = uuid.New
 	}
@@ -70,8 +74,6 @@ const (
 	// begunWithin is how long Write goes on beginning batches. A collector that answers is asked for many, one that
 	// does not for a single one.
 	begunWithin  = 100 * time.Millisecond
-	claimWithin  = 300 * time.Millisecond
-	viewWithin   = 250 * time.Millisecond
 	settleWithin = time.Second
 )
 
@@ -106,7 +108,7 @@ type draft struct {
 
 func (w *Writer) batch(ctx context.Context, also []string) (written int, more bool, err error) {
 	token := w.opts.NewID()
-	claiming, cancel := context.WithTimeout(ctx, claimWithin)
+	claiming, cancel := context.WithTimeout(ctx, w.opts.Within)
 	lives, err := w.store.ClaimTraces(claiming, token, w.opts.Lease, w.opts.Batch, also...)
 	cancel()
 	if err != nil || len(lives) == 0 {
@@ -154,7 +156,7 @@ func (w *Writer) lookUp(ctx context.Context, drafts []draft) {
 	if w.opts.Viewer == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, viewWithin)
+	ctx, cancel := context.WithTimeout(ctx, w.opts.Within)
 	defer cancel()
 	for i := range drafts {
 		d := &drafts[i]

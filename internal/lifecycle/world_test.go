@@ -128,6 +128,9 @@ func (c *collector) count(reservationID string) map[string]int {
 	return n
 }
 
+// patience is for machines that are busy with other tests.
+const patience = 30 * time.Second
+
 // world is a database and a collector.
 type world struct {
 	t   testing.TB
@@ -149,7 +152,7 @@ func newWorld(t testing.TB) *world {
 	c := newCollector(t)
 	spans, err := otlptracehttp.New(t.Context(), otlptracehttp.WithEndpointURL(c.URL+"/v1/traces"), otlptracehttp.WithRetry(otlptracehttp.RetryConfig{}))
 	require.NoError(t, err)
-	tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Spans: spans})
+	tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Spans: spans, Within: patience})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = tel.Shutdown(context.Background()) })
 	return &world{t: t, db: db, raw: raw, c: c, tel: tel}
@@ -161,7 +164,7 @@ func (w *world) writer(change ...func(*lifecycle.Options)) *lifecycle.Writer {
 }
 
 func (w *world) writerTo(store lifecycle.Store, change ...func(*lifecycle.Options)) *lifecycle.Writer {
-	opts := lifecycle.Options{Log: slog.New(slog.DiscardHandler)}
+	opts := lifecycle.Options{Log: slog.New(slog.DiscardHandler), Within: patience}
 	for _, c := range change {
 		c(&opts)
 	}

@@ -44,7 +44,7 @@ func (t *Telemetry) Export(ctx context.Context, records ...Record) error {
 	for i, r := range records {
 		spans[i] = t.write(r)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exportBudget)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), t.exportWithin)
 	defer cancel()
 	return exportSpans(ctx, t.spans, spans)
 }
