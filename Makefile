@@ -34,10 +34,14 @@ demo: ## Watch reservations end, on real components (KEEP=1 leaves it running)
 demo-down: ## Stop what make demo KEEP=1 has left running
 	@bin/demo down
 
+# What tracing costs is measured alone and without the race detector: beside other tests it would measure them.
+COST := TestTracingCostsASweepLittle
+
 .PHONY: test
 test: lint lint-tools stack-up ## Everything, on the real components, from a bare machine
 	set +e; set -a; source .stack/env; set +a; \
-	$(GO_TOOL) gotestsum --format pkgname --packages ./... -- -race -timeout 25m && $(MAKE) --no-print-directory test-tools; code=$$?; \
+	$(GO_TOOL) gotestsum --format pkgname --packages ./... -- -race -p 2 -timeout 25m -skip $(COST) \
+	&& go test -count=1 -run $(COST) ./function && $(MAKE) --no-print-directory test-tools; code=$$?; \
 	$(MAKE) --no-print-directory stack-down; exit $$code
 
 .PHONY: lint

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -36,6 +37,8 @@ func withoutWebSockets(t *testing.T, config *rest.Config) (c *rest.Config, refus
 	roots := x509.NewCertPool()
 	require.True(t, roots.AppendCertsFromPEM(config.CAData))
 	refused, spdy = new(atomic.Int32), new(atomic.Int32)
+	over, end := context.WithCancel(context.Background())
+	var copying sync.WaitGroup
 	between := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
 			refused.Add(1)
@@ -53,15 +56,24 @@ func withoutWebSockets(t *testing.T, config *rest.Config) (c *rest.Config, refus
 			return
 		}
 		defer here.Close()
+		copying.Add(1)
+		defer copying.Done()
+		defer context.AfterFunc(over, func() { // a command that was given up keeps its connection
+			_, _ = here.Close(), there.Close()
+		})()
 		_ = r.Write(there)
-		go func() {
+		copying.Go(func() {
 			_, _ = io.Copy(there, here)
 			_ = there.CloseWrite()
-		}()
+		})
 		// To the server's last byte: httputil.ReverseProxy drops the end where a late byte of the client's finds no reader.
 		_, _ = io.Copy(here, there)
 	}))
-	t.Cleanup(between.Close)
+	t.Cleanup(func() {
+		end()
+		copying.Wait()
+		between.Close()
+	})
 	return &rest.Config{Host: between.URL, BearerToken: config.BearerToken}, refused, spdy
 }
 
