@@ -366,3 +366,8 @@ func (w *world) objects(t *testing.T) bool {
 	require.Equal(t, kept, err2 == nil && v.DeletionTimestamp == nil, "one without the other")
 	return kept
 }
+
+const (
+	wait = 15 * time.Second
+	tick = 20 * time.Millisecond
+)
