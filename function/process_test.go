@@ -74,10 +74,10 @@ func startProcess(t *testing.T, database string, more ...string) *process {
 		asCommand+"=1", "PORT="+strconv.Itoa(port), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", "PATH="+os.Getenv("PATH")), more...)
 	p.cmd.Stderr, p.cmd.Stdout = p.log, p.log
 	require.NoError(t, p.cmd.Start())
-	go func() { p.exited <- p.cmd.Wait() }() //nolint:errcheck // it is sent
+	go func() { p.exited <- p.cmd.Wait() }()
 	t.Cleanup(func() {
 		_ = p.cmd.Process.Kill()
-		<-p.exited
+		<-p.exited //nolint:errcheck // killed: it says so
 		if t.Failed() {
 			t.Log(p.log.String())
 		}

@@ -144,7 +144,7 @@ func (s *server) serve(ctx context.Context, listener net.Listener) error {
 	if err := web.Shutdown(closing); err != nil {
 		_ = web.Close() // connections on which nobody waits for an answer
 	}
-	<-ended
+	<-ended //nolint:errcheck // it says that the server was shut down
 	return nil
 }
 

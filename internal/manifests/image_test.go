@@ -58,7 +58,7 @@ func baseImage(t *testing.T) string {
 func TestTheImageIsMadeWithoutADaemonAndItsBinaryRuns(t *testing.T) {
 	t.Parallel()
 	// ko takes the path for a repository's name, and a test's own directory has capitals in it.
-	layout, err := os.MkdirTemp("", "image-")
+	layout, err := os.MkdirTemp("", "image-") //nolint:usetesting // see above
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(layout) })
 	ko := exec.CommandContext(t.Context(), tool(t, "ko"), "build", "--push=false", "--bare", "--sbom=spdx", "--sbom-dir="+layout,

@@ -96,7 +96,7 @@ func TestASweepMeasuresWhatItFindsAndLinksToWhatItActsOn(t *testing.T) {
 	require.Equal(t, telemetry.RootSpanID(ids[0]), mark.Parent.SpanID())
 	said := map[string]string{}
 	for _, a := range mark.Attributes {
-		said[string(a.Key)] = a.Value.Emit()
+		said[string(a.Key)] = a.Value.String()
 	}
 	require.Equal(t, "expired", said["reservation.outcome"])
 	require.Equal(t, "ada", said["user.id"])
