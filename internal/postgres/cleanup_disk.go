@@ -62,8 +62,9 @@ func disksHeldBy(ctx context.Context, tx pgx.Tx, reservationID string) ([]heldDi
 	rows, err := tx.Query(ctx, `
 		select d.disk_id::text, d.user_id, d.disk_name, exists (
 		           select from reservations r
-		           where r.user_id = d.user_id and r.disk_name = d.disk_name and r.reservation_id <> $1
-		             and r.status in ('pending', 'queued', 'preparing', 'active'))
+		           where r.reservation_id <> $1 and r.status in ('pending', 'queued', 'preparing', 'active')
+		             and (r.user_id = d.user_id and r.disk_name = d.disk_name
+		                  or `+volumeIn("r.ebs_volume_id")+` = `+volumeIn("d.ebs_volume_id")+`))
 		from disks d
 		where d.reservation_id = $1 and d.in_use
 		for update of d`, reservationID)

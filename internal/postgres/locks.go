@@ -26,8 +26,8 @@ type IdleLock struct {
 
 // idleLocks selects disks d whose lock is idle: the holder's cleanup has settled, the holder's row has vanished with no
 // cleanup unsettled, or there is no holder and the row has been left alone for a while. A disk that a live reservation
-// names, or of which a snapshot is unsettled, is never among them.
-const idleLocks = `
+// names, by its own name or by its volume, or of which a snapshot is unsettled, is never among them.
+var idleLocks = `
 	select d.disk_id::text, d.user_id, d.disk_name, coalesce(d.reservation_id, ''),
 	       case when d.reservation_id is null then 'no reservation holds it'
 	            when r.reservation_id is null then 'its reservation is gone from the tables'
@@ -40,8 +40,9 @@ const idleLocks = `
 	           when r.reservation_id is null then c.reservation_id is null or c.settled_at is not null
 	           else r.status in ('expired', 'cancelled', 'failed') and c.settled_at is not null end
 	  and not exists (select from reservations l
-	                  where l.user_id = d.user_id and l.disk_name = d.disk_name
-	                    and l.status in ('pending', 'queued', 'preparing', 'active'))
+	                  where l.status in ('pending', 'queued', 'preparing', 'active')
+	                    and (l.user_id = d.user_id and l.disk_name = d.disk_name
+	                         or ` + volumeIn("l.ebs_volume_id") + ` in (` + volumeIn("d.ebs_volume_id") + `, c.volume_id)))
 	  and not exists (select from expiry.snapshots s
 	                  where s.user_id = d.user_id and s.disk_name = d.disk_name and s.state in ('intended', 'pending'))
 	  and not (coalesce(d.is_backing_up, false) and d.last_updated > @now::timestamptz - @backup_age::interval)`

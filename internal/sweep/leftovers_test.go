@@ -166,19 +166,22 @@ func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
 		columns string // of the disk, further
 		values  string
 		live    bool // another reservation, which is live, names the disk
+		volume  bool // another reservation, which is live, names its volume, and no disk
 		open    bool // a snapshot of it is unsettled
 		want    bool
 	}{
-		"ended and settled":               {holder: row{"status": "'expired'"}, settled: true, want: true},
-		"ended, cleanup not done":         {holder: row{"status": "'expired'"}},
-		"active":                          {holder: row{}},
-		"ended, named by a live one":      {holder: row{"status": "'expired'"}, settled: true, live: true},
-		"ended, snapshot pending":         {holder: row{"status": "'expired'"}, settled: true, open: true},
-		"ended, being backed up":          {holder: row{"status": "'expired'"}, settled: true, columns: ", is_backing_up", values: ", true"},
-		"no holder, unchanged for long":   {columns: ", last_updated, created_at", values: ", now() - interval '61 minutes', now() - interval '1 day'", want: true},
-		"no holder, changed lately":       {columns: ", last_updated, created_at", values: ", now() - interval '59 minutes', now() - interval '1 day'"},
-		"no holder, named by a live one":  {columns: ", last_updated, created_at", values: ", now() - interval '2 hours', now() - interval '1 day'", live: true},
-		"no holder, for how long unknown": {columns: ", last_updated, created_at", values: ", null, null"},
+		"ended and settled":                 {holder: row{"status": "'expired'"}, settled: true, want: true},
+		"ended, cleanup not done":           {holder: row{"status": "'expired'"}},
+		"active":                            {holder: row{}},
+		"ended, named by a live one":        {holder: row{"status": "'expired'"}, settled: true, live: true},
+		"ended, volume named by a live one": {holder: row{"status": "'expired'"}, settled: true, volume: true},
+		"no holder, its volume in use":      {columns: ", last_updated, created_at", values: ", now() - interval '2 hours', now() - interval '1 day'", volume: true},
+		"ended, snapshot pending":           {holder: row{"status": "'expired'"}, settled: true, open: true},
+		"ended, being backed up":            {holder: row{"status": "'expired'"}, settled: true, columns: ", is_backing_up", values: ", true"},
+		"no holder, unchanged for long":     {columns: ", last_updated, created_at", values: ", now() - interval '61 minutes', now() - interval '1 day'", want: true},
+		"no holder, changed lately":         {columns: ", last_updated, created_at", values: ", now() - interval '59 minutes', now() - interval '1 day'"},
+		"no holder, named by a live one":    {columns: ", last_updated, created_at", values: ", now() - interval '2 hours', now() - interval '1 day'", live: true},
+		"no holder, for how long unknown":   {columns: ", last_updated, created_at", values: ", null, null"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -194,6 +197,10 @@ func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
 			w.exec(fmt.Sprintf("insert into disks (disk_name, user_id, in_use, reservation_id%s) values ('d', 'ada', true, %s%s)", test.columns, holder, test.values))
 			if test.live {
 				w.insert(row{"disk_name": "'d'", "status": "'queued'"})
+			}
+			if test.volume {
+				w.exec("update disks set ebs_volume_id = 'vol-0123456789abcdef0'")
+				w.insert(row{"ebs_volume_id": "'aws://us-east-1a/vol-0123456789abcdef0'"})
 			}
 			if test.open {
 				w.exec("insert into expiry.snapshots (intent_id, user_id, disk_name, state) values (gen_random_uuid(), 'ada', 'd', 'pending')")
