@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,21 +27,27 @@ func TestTracingCostsASweepLittle(t *testing.T) {
 	t.Cleanup(sink.Close)
 	plain := newBusy(t, sink.URL, "OTEL_TRACES_EXPORTER=none", "OTEL_METRICS_EXPORTER=none")
 	traced := newBusy(t, sink.URL, "OTEL_EXPORTER_OTLP_ENDPOINT="+stacktest.Env(t, "STACK_OTLP_URL"), "OTEL_METRICS_EXPORTER=none")
-	for range 8 { // connections and caches warm up, and the phases of those that are active already are written
+	for range 5 { // connections and caches warm up
 		plain.tick()
 		traced.tick()
 	}
+	for _, b := range []*busy{plain, traced} { // else one may have better plans, by chance
+		_, err := b.rows.Exec(t.Context(), "analyze")
+		require.NoError(t, err)
+	}
 	var without, with []time.Duration
-	for range 21 {
-		without = append(without, plain.tick())
-		with = append(with, traced.tick())
+	for round := range 40 {
+		if round%2 == 0 { // whoever comes second finds the machine warmer
+			without, with = append(without, plain.tick()), append(with, traced.tick())
+		} else {
+			with, without = append(with, traced.tick()), append(without, plain.tick())
+		}
 	}
 	ratio := float64(typical(with)) / float64(typical(without))
 	t.Logf("a sweep takes %s without tracing and %s with it: ×%.3f", typical(without), typical(with), ratio)
 	require.LessOrEqual(t, ratio, dearest)
-	written := 0
-	require.NoError(t, traced.rows.QueryRow(t.Context(), "select coalesce(sum(cardinality(written)), 0) from expiry.traces").Scan(&written))
-	require.Greater(t, written, 500, "it did write its spans")
+	require.Contains(t, traced.p.log.String(), "trace_id")
+	require.Less(t, strings.Count(traced.p.log.String(), "telemetry is lost"), 10, "it did send its spans")
 }
 
 // typical is the mean of the faster half: the others met somebody else on the machine.
@@ -53,7 +60,8 @@ func typical(times []time.Duration) time.Duration {
 	return sum / time.Duration(len(half))
 }
 
-// busy is a process with a few hundred active reservations, of which some end at each tick.
+// busy is a process with ten thousand active reservations, of which ten end at each tick. They are young: that no pod
+// of theirs is there is not looked into, since the client's own rate limit would decide how long that takes.
 type busy struct {
 	t    *testing.T
 	p    *process
@@ -68,8 +76,11 @@ func newBusy(t *testing.T, sink string, more ...string) *busy {
 	t.Cleanup(rows.Close)
 	_, err = rows.Exec(context.WithoutCancel(t.Context()), `
 		insert into reservations (reservation_id, user_id, gpu_type, status, created_at, launched_at, expires_at)
-		select gen_random_uuid()::text, 'ada', 'h100', 'active', clock_timestamp() - interval '8 hours', clock_timestamp() - interval '8 hours',
-		       clock_timestamp() + interval '8 hours' from generate_series(1, 600)`)
+		select gen_random_uuid()::text, 'ada', 'h100', 'active', clock_timestamp() - interval '8 hours', clock_timestamp() - interval '1 minute',
+		       clock_timestamp() + interval '8 hours' from generate_series(1, 10000)`)
+	require.NoError(t, err)
+	_, err = rows.Exec(context.WithoutCancel(t.Context()), `
+		insert into expiry.traces (reservation_id, stage, written) select reservation_id, 2, '{queued}' from reservations`) // long since
 	require.NoError(t, err)
 	environ := append(stacktest.AWS(t).Environ(), "KUBECONFIG="+stacktest.Env(t, "KUBECONFIG"), "HOME="+t.TempDir(), "K_SINK="+sink,
 		"BRAKE_PERCENT=100", "MISSING_CONFIRM=12h")

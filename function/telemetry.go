@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"sync"
 
 	ce "github.com/cloudevents/sdk-go/v2/event"
 
@@ -38,17 +39,19 @@ func (h *handler) tell(ctx context.Context, e ce.Event, status int) {
 	}
 }
 
-// tell flushes telemetry, and then writes what is over of reservations' lives: spans below a phase come before it. A
-// collector that does not take the one is not bothered with the other.
+// tell flushes telemetry and writes what is over of reservations' lives, side by side: the sender waits for both. Which
+// arrives first does not matter.
 func tell(ctx context.Context, t *telemetry.Telemetry, writer lives, log *slog.Logger, also ...string) {
+	var both sync.WaitGroup
+	if writer != nil {
+		both.Go(func() {
+			if _, err := writer.Write(ctx, also...); err != nil {
+				log.WarnContext(ctx, "phases are not written into their traces", "error", err)
+			}
+		})
+	}
 	if err := t.Flush(ctx); err != nil {
 		log.WarnContext(ctx, "telemetry is lost", "error", err)
-		return
 	}
-	if writer == nil {
-		return
-	}
-	if _, err := writer.Write(ctx, also...); err != nil {
-		log.WarnContext(ctx, "phases are not written into their traces", "error", err)
-	}
+	both.Wait()
 }
