@@ -68,7 +68,7 @@ func (s *stack) prune(pattern, keep string) error {
 	for _, path := range built {
 		info, statErr := os.Stat(path)
 		if statErr == nil && path != keep && time.Since(info.ModTime()) > pruneAfter {
-			err = errors.Join(err, os.Remove(path))
+			err = errors.Join(err, os.RemoveAll(path))
 		}
 	}
 	return err

@@ -20,6 +20,7 @@ const usage = `usage: stack up | down | build
 Several stacks can live side by side: every one has its own directory, ports, and passwords.
   STACK_DIR          where the state lives (default .stack in the repository)
   STACK_WITHOUT      components to leave out, by name: "jaeger promtool"
+  STACK_WITH         others to build and not to start, for make e2e: "eventing serving keda"
 
 Each component can be given. As a running one's address:
   USE_POSTGRES_URL   URL of a role that may create databases and roles

@@ -23,7 +23,8 @@ type component interface {
 	start(ctx context.Context, s *stack) (*instance, error)
 }
 
-// chains lists all components but those that STACK_WITHOUT names: each chain comes up in order, the chains side by side.
+// chains lists all components but those that STACK_WITHOUT names, and those commands that STACK_WITH names: each chain
+// comes up in order, the chains side by side.
 func chains() [][]component {
 	all := [][]component{
 		{&postgres{}, &pgBouncer{}, &promtool{}}, // one after the other also for apt-get
@@ -34,6 +35,16 @@ func chains() [][]component {
 	without := strings.Fields(os.Getenv("STACK_WITHOUT"))
 	for i, chain := range all {
 		all[i] = slices.DeleteFunc(chain, func(c component) bool { return slices.Contains(without, c.name()) })
+	}
+	with := strings.Fields(os.Getenv("STACK_WITH"))
+	for _, c := range []*commands{
+		{module: "eventing", version: "v0.47.0", takes: "4 to 5 minutes"},
+		{module: "serving", version: "v0.42.2", takes: "2 to 3 minutes"},
+		{module: "keda", version: "v2.21.0", takes: "7 to 8 minutes"},
+	} {
+		if slices.Contains(with, c.module) {
+			all = append(all, []component{c})
+		}
 	}
 	return all
 }
