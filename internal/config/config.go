@@ -58,6 +58,15 @@ func (d Delivery) Loopback() string {
 // SinkMissing reports that Knative runs the container and no sink is bound: it must not become ready.
 func (d Delivery) SinkMissing() bool { return d.Service != "" && d.Sink == "" }
 
+// Entry says who may post events. Without an issuer and a token everybody may who reaches the service.
+type Entry struct {
+	Issuer    string   `env:"EVENTS_OIDC_ISSUER"`
+	Audience  string   `env:"EVENTS_OIDC_AUDIENCE"`
+	Subjects  []string `env:"EVENTS_OIDC_SUBJECTS"` // none: all that have a token for Audience
+	Token     Secret   `env:"EVENTS_BEARER_TOKEN"`
+	TokenFile string   `env:"EVENTS_BEARER_TOKEN_FILE"` // instead of Token; read anew for each request
+}
+
 // Rules are the figures by which reservations are judged.
 type Rules struct {
 	WarningMinutes     int           `env:"WARNING_MINUTES" envDefault:"30"`
@@ -104,6 +113,7 @@ const (
 type Config struct {
 	Postgres Postgres
 	Delivery Delivery
+	Entry    Entry
 	Rules    Rules
 	Cloud    Cloud
 	Log      Log
@@ -130,4 +140,5 @@ type Outlook struct {
 type Replay struct {
 	Postgres Postgres
 	Delivery Delivery
+	Entry    Entry
 }

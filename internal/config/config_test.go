@@ -65,8 +65,14 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"WARNING_MINUTES=45", "GRACE_PERIOD_SECONDS=0", "BRAKE_PERCENT=100", "BRAKE_MIN=0", "MISSING_CONFIRM=90s", "SWEEP_TIMEOUT=2m",
 		"SPOT_GPU_TYPES= H100, a100 ,,t4", "KEEP_VOLUMES=true", "AVAILABILITY_UPDATER_FUNCTION_NAME=updater",
 		"DISK_CONTENTS_BUCKET=gpu-dev-disks", "DOMAIN_NAME=Dev.Example.org.", "HOSTED_ZONE_ID=/hostedzone/Z123", "LOG_FORMAT=text",
+		"EVENTS_OIDC_ISSUER=https://oidc.eks.us-east-2.amazonaws.com/id/A1", "EVENTS_OIDC_AUDIENCE=reservation-expiry",
+		"EVENTS_OIDC_SUBJECTS= system:serviceaccount:a:*, ,ada", "EVENTS_BEARER_TOKEN=0123456789abcdef",
 	), noFile)
 	require.NoError(t, err)
+	require.Equal(t, Entry{
+		Issuer: "https://oidc.eks.us-east-2.amazonaws.com/id/A1", Audience: "reservation-expiry",
+		Subjects: []string{"system:serviceaccount:a:*", "ada"}, Token: NewSecret("0123456789abcdef"),
+	}, c.Entry)
 	require.Equal(t, Delivery{
 		Port: 9090, SelfURL: "http://expiry.gpu-controlplane/", Sink: "http://broker-ingress/x/default",
 		FactsSink: "https://facts.example.org", Service: "reservation-expiry", Overrides: map[string]string{"team": "gpu", "stage2": "prod"},

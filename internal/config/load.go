@@ -26,9 +26,10 @@ func FileExists(path string) bool {
 // Load reads everything from environ (os.Environ) and looks for files with exists (FileExists).
 func Load(environ []string, exists func(path string) bool) (Config, error) {
 	var c Config
-	p := parse(environ, &c.Postgres, &c.Delivery, &c.Rules, &c.Cloud, &c.Log, &c.Traces)
+	p := parse(environ, &c.Postgres, &c.Delivery, &c.Entry, &c.Rules, &c.Cloud, &c.Log, &c.Traces)
 	c.Postgres.check(p)
 	c.Delivery.check(p)
+	c.Entry.check(p, c.Delivery)
 	c.Rules.check(p)
 	c.Cloud.check(p, env.ToMap(environ), exists)
 	c.Log.check(p)
@@ -64,9 +65,10 @@ func LoadOutlook(environ []string) (Outlook, error) {
 // LoadReplay reads where the database is and where events go.
 func LoadReplay(environ []string) (Replay, error) {
 	var c Replay
-	p := parse(environ, &c.Postgres, &c.Delivery)
+	p := parse(environ, &c.Postgres, &c.Delivery, &c.Entry)
 	c.Postgres.check(p)
 	c.Delivery.check(p)
+	c.Entry.check(p, c.Delivery)
 	return c, p.err()
 }
 

@@ -12,7 +12,7 @@ import (
 
 func TestNoWayOfPrintingTheConfigurationShowsThePassword(t *testing.T) {
 	t.Parallel()
-	c, err := Load(enough("POSTGRES_PASSWORD=hunter2"), noFile)
+	c, err := Load(enough("POSTGRES_PASSWORD=hunter2", "EVENTS_BEARER_TOKEN=hunter2-hunter2-hunter2"), noFile)
 	require.NoError(t, err)
 	hidden := struct{ config Config }{c} // fmt cannot call methods on what it reaches through unexported fields
 	var out bytes.Buffer
@@ -35,7 +35,7 @@ func TestMessagesNeverQuoteAValue(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{
 		"POSTGRES_PORT", "PORT", "K_SINK", "SELF_URL", "FACTS_SINK", "K_CE_OVERRIDES", "WARNING_MINUTES", "KEEP_VOLUMES",
-		"MISSING_CONFIRM", "LOG_FORMAT", "KUBECONFIG", "DISK_CONTENTS_BUCKET",
+		"MISSING_CONFIRM", "LOG_FORMAT", "KUBECONFIG", "DISK_CONTENTS_BUCKET", "EVENTS_OIDC_ISSUER", "EVENTS_BEARER_TOKEN",
 	} {
 		_, err := Load(enough(variable+"=postgres://u:hunter2@h:1/x y"), noFile)
 		require.ErrorContains(t, err, variable)
