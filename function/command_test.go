@@ -55,10 +55,11 @@ func login(t *testing.T, database string) []string {
 
 // base is a database with what commands see of it.
 type base struct {
-	t       *testing.T
-	environ []string
-	rows    *pgxpool.Pool
-	db      *postgres.DB
+	t        *testing.T
+	database string
+	environ  []string
+	rows     *pgxpool.Pool
+	db       *postgres.DB
 }
 
 func newBase(t *testing.T) *base {
@@ -70,7 +71,7 @@ func newBase(t *testing.T) *base {
 	db, err := postgres.Open(t.Context(), database, postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
-	return &base{t: t, environ: login(t, database), rows: rows, db: db}
+	return &base{t: t, database: database, environ: login(t, database), rows: rows, db: db}
 }
 
 func (b *base) exec(statement string, args ...any) {

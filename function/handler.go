@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -111,6 +110,7 @@ func (h *handler) routes() http.Handler {
 type taken struct {
 	event  ce.Event
 	result any
+	dryRun bool // nothing may be changed by it
 }
 
 // post answers a POST with what take makes of it: counted while the process shuts down, safe from panics, told to the
@@ -140,7 +140,7 @@ func (h *handler) post(take func(w http.ResponseWriter, r *http.Request, t *take
 		} else {
 			log.InfoContext(r.Context(), "delivery taken")
 		}
-		h.tell(r.Context(), t.event, status)
+		h.tell(r.Context(), t, status)
 		answer(w, r, t.result, err)
 	})
 }
@@ -181,7 +181,7 @@ func (h *handler) deliver(w http.ResponseWriter, r *http.Request, t *taken) erro
 	_, isFollowUp := event.KindOf(e.Type())
 	switch {
 	case e.Type() == event.Ping || e.Type() == event.SweepRequested:
-		t.result, err = within(h.slots.ticks, func() (any, error) { return h.tick(ctx, e) })
+		t.result, err = h.tick(ctx, t)
 	case isFollowUp:
 		t.result, err = within(h.slots.followUps, func() (any, error) { return h.followUp(ctx, e) })
 	case event.IsFact(e.Type()):
@@ -192,44 +192,6 @@ func (h *handler) deliver(w http.ResponseWriter, r *http.Request, t *taken) erro
 		err = refuse(http.StatusBadRequest, "events of type %q are not taken", e.Type())
 	}
 	return err
-}
-
-// tick runs one sweep, sends what it made due and announces what it made true.
-func (h *handler) tick(ctx context.Context, e ce.Event) (any, error) {
-	var request event.SweepRequest
-	if e.Type() == event.SweepRequested {
-		data, err := dataOf(e)
-		if err != nil {
-			return nil, err
-		}
-		if err := json.Unmarshal(data, &request); err != nil {
-			return nil, refuse(http.StatusBadRequest, "data of %s: %s", e.Type(), oneLine(err))
-		}
-	}
-	cause := telemetry.Delivery(e, !h.warm.Swap(true))
-	ctx, span := h.telemetry.StartDelivery(telemetry.WithDelivery(ctx, cause), "sweep", cause...)
-	result, err := h.sweeper.Sweep(ctx, e.Type(), request)
-	if errors.Is(err, postgres.ErrLeaseLost) {
-		h.log.WarnContext(ctx, "another sweep has taken over and carries on", "error", err)
-		err = nil
-	}
-	if err == nil && !request.DryRun {
-		err = h.afterwards(ctx)
-	}
-	span.End(string(result.Outcome), err)
-	return result, err
-}
-
-// afterwards sends what became due and announces what became true. What could not be sent is worth the tick again:
-// the next one may be too late for a warning.
-func (h *handler) afterwards(ctx context.Context) error {
-	err := h.sendDue(ctx)
-	h.announce(ctx)
-	if err != nil {
-		h.log.ErrorContext(ctx, "follow-ups could not be sent and stay due", "error", err)
-		return &unavailable{reason: "the sweep is done, but not all follow-ups could be sent; they stay due", after: retryAfter}
-	}
-	return nil
 }
 
 func (h *handler) announce(ctx context.Context) {

@@ -166,6 +166,17 @@ func TestTheSweepIsToldWhatWasAskedFor(t *testing.T) {
 	}, d.calls)
 }
 
+func TestATickThatFindsTheSweepTakenIsAcknowledgedAndDoesNothing(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	d.sweep = func(context.Context, string, event.SweepRequest) (sweep.Result, error) {
+		return sweep.Result{Outcome: sweep.Skipped}, nil
+	}
+	d.due = func() error { return errors.New("no sink") } // which whoever sweeps has to do with
+	require.Equal(t, http.StatusAccepted, d.post(t, "/", binary(event.Ping), "").StatusCode)
+	require.Equal(t, []string{"sweep " + event.Ping}, d.calls)
+}
+
 func TestAFollowUpIsKnownByItsDataAlone(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t)

@@ -52,9 +52,11 @@ func TestFullOfFollowUpsItStillTakesTicks(t *testing.T) {
 	require.Equal(t, http.StatusAccepted, followUp().StatusCode, "there is room again")
 }
 
-func TestFullOfTicksItStillTakesFollowUps(t *testing.T) {
+func TestATickTooManyIsSkippedAndFollowUpsAreStillTaken(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t)
+	metrics := &pushed{}
+	d.telemetry = metrics.telemetry(t)
 	inside, gate := make(chan struct{}), make(chan struct{})
 	d.sweep = func(context.Context, string, event.SweepRequest) (sweep.Result, error) {
 		inside <- struct{}{}
@@ -66,7 +68,13 @@ func TestFullOfTicksItStillTakesFollowUps(t *testing.T) {
 		wg.Go(func() { d.post(t, "/", binary(event.Ping), "") })
 		<-inside
 	}
-	require.Equal(t, http.StatusServiceUnavailable, d.post(t, "/", binary(event.Ping), "").StatusCode)
+	tick := d.post(t, "/", binary(event.Ping), "")
+	require.Equal(t, http.StatusAccepted, tick.StatusCode)
+	require.Empty(t, text(t, tick))
+	require.EqualValues(t, 1, metrics.count("sweep.skipped", "reason", "too many ticks"))
+	tick = d.post(t, "/", binary(event.SweepRequested, "Accept: application/json"), `{"dryRun":true}`)
+	require.JSONEq(t, `{"trigger":"`+event.SweepRequested+`","outcome":"skipped","dryRun":true,"counts":{},"durationsMs":{}}`, text(t, tick))
+	require.Equal(t, http.StatusBadRequest, d.post(t, "/", binary(event.SweepRequested), `{"dryrun":true}`).StatusCode, "wrong all the same")
 	require.Equal(t, http.StatusAccepted, d.post(t, "/", binary(event.CleanupRequested), `{"reservationId":"r1"}`).StatusCode)
 	close(gate)
 	wg.Wait()

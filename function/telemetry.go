@@ -6,8 +6,6 @@ import (
 	"net/http"
 	"sync"
 
-	ce "github.com/cloudevents/sdk-go/v2/event"
-
 	"gpudev.internal/reservation-expiry/internal/config"
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/jaeger"
@@ -28,15 +26,16 @@ func newLives(db *postgres.DB, t *telemetry.Telemetry, c config.Traces, log *slo
 }
 
 // tell pushes what a delivery has recorded, before its answer, since nothing may run after it.
-func (h *handler) tell(ctx context.Context, e ce.Event, status int) {
-	h.telemetry.Metrics.EventAnswered(ctx, knownType(e.Type()), status)
-	kind, isFollowUp := event.KindOf(e.Type())
-	switch {
-	case isFollowUp && kind == string(postgres.Cleanup): // its steps are over one by one
-		tell(ctx, h.telemetry, h.lives, h.log, e.Subject())
-	default:
-		tell(ctx, h.telemetry, h.lives, h.log)
+func (h *handler) tell(ctx context.Context, t taken, status int) {
+	h.telemetry.Metrics.EventAnswered(ctx, knownType(t.event.Type()), status)
+	writer, also := h.lives, []string(nil)
+	if kind, ok := event.KindOf(t.event.Type()); ok && kind == string(postgres.Cleanup) { // its steps are over one by one
+		also = append(also, t.event.Subject())
 	}
+	if t.dryRun {
+		writer = nil // what was written into traces is remembered in rows
+	}
+	tell(ctx, h.telemetry, writer, h.log, also...)
 }
 
 // tell flushes telemetry and writes what is over of reservations' lives, side by side: the sender waits for both. Which

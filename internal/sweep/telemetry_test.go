@@ -112,3 +112,27 @@ func TestASweepMeasuresWhatItFindsAndLinksToWhatItActsOn(t *testing.T) {
 	require.NoError(t, w.raw.QueryRow(t.Context(), "select traceparent from expiry.follow_ups where kind = 'cleanup' and reservation_id = $1", ids[0]).Scan(&asked))
 	require.Contains(t, asked, byName["sweep"].SpanContext.TraceID().String(), "what is asked for knows by whom")
 }
+
+func TestWhateverBecomesOfASweepItsDurationIsMeasured(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	metrics := pushed{}
+	tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Metrics: metrics})
+	require.NoError(t, err)
+	sweeper := w.sweeper(func(o *Options) { o.Trace = tel })
+	_, err = sweeper.Sweep(t.Context(), event.SweepRequested, event.SweepRequest{DryRun: true})
+	require.NoError(t, err)
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = sweeper.Sweep(cancelled, event.Ping, event.SweepRequest{})
+	require.Error(t, err)
+	require.NoError(t, tel.Flush(t.Context()))
+	durations, ok := metrics["sweep.duration"].Data.(metricdata.Histogram[float64])
+	require.True(t, ok)
+	var outcomes []string
+	for _, point := range durations.DataPoints {
+		outcome, _ := point.Attributes.Value("outcome")
+		outcomes = append(outcomes, outcome.AsString())
+	}
+	require.ElementsMatch(t, []string{"dry-run", "failed"}, outcomes)
+}

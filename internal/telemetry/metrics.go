@@ -70,15 +70,15 @@ func newMetrics(m metric.Meter) (*Metrics, error) {
 }
 
 // SweepDone records when a sweep finished, how long it took and its outcome ("ok", "partial", "failed",
-// "dry-run"). One that failed did not finish: the time of the newest that did stays.
+// "dry-run"). One that failed or was dry did not finish: the time of the newest that did stays.
 func (m *Metrics) SweepDone(ctx context.Context, finished time.Time, took time.Duration, outcome string) {
-	if outcome != "failed" {
+	if outcome != "failed" && outcome != "dry-run" {
 		m.sweepLast.Record(ctx, float64(finished.UnixMilli())/1000)
 	}
 	m.sweepDuration.Record(ctx, took.Seconds(), word("outcome", outcome))
 }
 
-// SweepSkipped records a tick that ran no sweep, and why ("lease held", "paused").
+// SweepSkipped records a tick that ran no sweep, and why ("lease held", "too many ticks").
 func (m *Metrics) SweepSkipped(ctx context.Context, reason string) {
 	m.sweepSkipped.Add(ctx, 1, word("reason", reason))
 }

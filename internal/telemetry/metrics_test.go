@@ -170,11 +170,13 @@ func TestAnInstanceThatSweptHoursAgoNoLongerSaysWhatItFound(t *testing.T) {
 	require.Contains(t, p.last, "reservation_expiry.sweep.duration", "what is counted goes on being counted")
 }
 
-func TestASweepThatFailedDidNotFinish(t *testing.T) {
+func TestASweepThatFailedOrWasDryDidNotFinish(t *testing.T) {
 	t.Parallel()
 	tel, p := withMetrics(t)
-	tel.Metrics.SweepDone(t.Context(), noon, time.Second, "failed")
+	for _, outcome := range []string{"failed", "dry-run"} {
+		tel.Metrics.SweepDone(t.Context(), noon, time.Second, outcome)
+	}
 	require.NoError(t, tel.Flush(t.Context()))
-	require.Contains(t, p.last, "reservation_expiry.sweep.duration")
+	require.Len(t, p.last["reservation_expiry.sweep.duration"].Data.(metricdata.Histogram[float64]).DataPoints, 2)
 	require.NotContains(t, p.last, "reservation_expiry.sweep.last_finished")
 }

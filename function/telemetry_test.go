@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/attribute"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
+)
+
+// pushed takes metrics and keeps those that were pushed last.
+type pushed struct {
+	mu   sync.Mutex
+	last map[string]metricdata.Aggregation // by name
+}
+
+// Temporality implements sdkmetric.Exporter.
+func (*pushed) Temporality(k sdkmetric.InstrumentKind) metricdata.Temporality {
+	return sdkmetric.DefaultTemporalitySelector(k)
+}
+
+// Aggregation implements sdkmetric.Exporter.
+func (*pushed) Aggregation(k sdkmetric.InstrumentKind) sdkmetric.Aggregation {
+	return sdkmetric.DefaultAggregationSelector(k)
+}
+
+// Export implements sdkmetric.Exporter.
+func (p *pushed) Export(_ context.Context, rm *metricdata.ResourceMetrics) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last = map[string]metricdata.Aggregation{}
+	for _, s := range rm.ScopeMetrics {
+		for _, m := range s.Metrics {
+			p.last[m.Name] = m.Data
+		}
+	}
+	return nil
+}
+
+// ForceFlush implements sdkmetric.Exporter.
+func (*pushed) ForceFlush(context.Context) error { return nil }
+
+// Shutdown implements sdkmetric.Exporter.
+func (*pushed) Shutdown(context.Context) error { return nil }
+
+func (p *pushed) telemetry(t *testing.T) *telemetry.Telemetry {
+	t.Helper()
+	tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Metrics: p})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = tel.Shutdown(context.Background()) })
+	return tel
+}
+
+// count returns what a counter has counted under a word.
+func (p *pushed) count(name, key, word string) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	sum, _ := p.last["reservation_expiry."+name].(metricdata.Sum[int64])
+	for _, point := range sum.DataPoints {
+		if value, ok := point.Attributes.Value(attribute.Key(key)); ok && value.AsString() == word {
+			return point.Value
+		}
+	}
+	return 0
+}
+
+func TestAPostedDryRunChangesNothingThoughSomebodyCollectsTelemetry(t *testing.T) {
+	t.Parallel()
+	collector := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(collector.Close)
+	b := newBase(t)
+	b.withWorld("OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "BRAKE_MIN=100", "HOME="+t.TempDir())
+	p := startProcess(t, b.database, b.environ...)
+	overdue := b.reservation(-time.Hour)
+	b.reservation(10 * time.Minute)
+	before := b.dump()
+
+	response := p.post(t, "/", binary(event.SweepRequested, "Accept: application/json"), `{"dryRun": true}`)
+	require.Equal(t, http.StatusOK, response.StatusCode)
+	require.Contains(t, text(t, response), overdue)
+	require.Equal(t, before, b.dump())
+
+	require.Equal(t, http.StatusAccepted, p.post(t, "/", binary(event.SweepRequested), `{}`).StatusCode)
+	require.NotEqual(t, "0", b.text("select count(*)::text from expiry.traces"), "a sweep that is none does write them")
+}
