@@ -17,6 +17,7 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/home"
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/reservation"
@@ -37,7 +38,7 @@ type Store interface {
 	FailStep(ctx context.Context, reservationID string, step postgres.Step, cause error) error
 	FinishStep(ctx context.Context, reservationID string, step postgres.Step, outcome, detail string) error
 
-	KnownCluster(ctx context.Context) (string, error)
+	home.Store
 	Ownership(ctx context.Context, reservationID, podName string) (postgres.Ownership, error)
 	DiskOf(ctx context.Context, reservationID, userID, volumeID string) (name, volume string, err error)
 	RecordIdentity(ctx context.Context, reservationID string, id postgres.Identity, outcome, detail string) error
@@ -54,7 +55,7 @@ type Store interface {
 
 // Cluster is the Kubernetes API; *kube.Cluster is one.
 type Cluster interface {
-	ClusterUID(ctx context.Context) (string, error)
+	home.Cluster
 	GetNode(ctx context.Context, name string) (pod.Node, error)
 
 	GetPod(ctx context.Context, namespace, name string) (pod.Pod, error)
@@ -108,13 +109,14 @@ type DiskKeeper interface {
 
 // World is what a cleanup acts upon. DNS and Bucket are nil where they are not configured.
 type World struct {
-	Store   Store
-	Cluster Cluster
-	EC2     EC2
-	Router  Router
-	Disk    DiskKeeper
-	DNS     DNS
-	Bucket  Bucket
+	Store    Store
+	Cluster  Cluster
+	EC2      EC2
+	Identity home.Identity
+	Router   Router
+	Disk     DiskKeeper
+	DNS      DNS
+	Bucket   Bucket
 }
 
 // Options tune an Action. The zero value is right for production.
@@ -124,6 +126,7 @@ type Options struct {
 	Interval time.Duration // between two looks; 0: half a second, in which a kubelet unmounts no volume
 	Now      func() time.Time
 	Sleep    func(ctx context.Context, d time.Duration) error // nil: a timer
+	Tracks   func(tracks []func())                            // runs all tracks; nil: side by side
 	Log      *slog.Logger                                     // nil: slog.Default
 	Trace    *telemetry.Telemetry                             // nil: disabled
 }
@@ -131,6 +134,7 @@ type Options struct {
 // Action carries out follow-ups of kind cleanup. It is safe for concurrent use.
 type Action struct {
 	World
+	home home.Guard
 	opts Options
 }
 
@@ -144,13 +148,16 @@ func New(w World, o Options) *Action {
 	if o.Sleep == nil {
 		o.Sleep = sleep
 	}
+	if o.Tracks == nil {
+		o.Tracks = sideBySide
+	}
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
 	if o.Trace == nil {
 		o.Trace = telemetry.Disabled()
 	}
-	return &Action{World: w, opts: o}
+	return &Action{World: w, home: home.Guard{Store: w.Store, Cluster: w.Cluster, Identity: w.Identity}, opts: o}
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -229,16 +236,24 @@ func (a *Action) load(ctx context.Context, reservationID string) (postgres.Clean
 	return a.Store.LoadCleanup(ctx, reservationID)
 }
 
-// work runs the tracks side by side, so that trouble on one delays no other, and returns how each ended.
+// work runs the tracks, by default side by side so that trouble on one delays no other, and returns how each ended.
 func (a *Action) work(ctx context.Context, d *delivery) []ending {
 	tracks := a.tracks()
 	endings := make([]ending, len(tracks))
-	var all sync.WaitGroup
+	run := make([]func(), len(tracks))
 	for i, track := range tracks {
-		all.Go(func() { endings[i] = a.follow(ctx, d, track) })
+		run[i] = func() { endings[i] = a.follow(ctx, d, track) }
+	}
+	a.opts.Tracks(run)
+	return endings
+}
+
+func sideBySide(tracks []func()) {
+	var all sync.WaitGroup
+	for _, track := range tracks {
+		all.Go(track)
 	}
 	all.Wait()
-	return endings
 }
 
 // conclude says what the delivery came to. Waiting wins over failing: it is the shorter pause, and each failure is

@@ -28,6 +28,7 @@ type Outbox interface {
 type AnnouncerOptions struct {
 	Within time.Duration    // one Drain takes no longer; 0: 10 s
 	Lease  time.Duration    // of the facts being sent; 0: a minute. Longer than Within and one send
+	AtOnce int              // facts sent at a time, all of different subjects; 0: 8
 	NewID  func() uuid.UUID // of leases; nil: random
 	Jitter func() float64   // in [0, 1); nil: random
 	Log    *slog.Logger     // nil: slog.Default
@@ -41,9 +42,6 @@ type Announcer struct {
 	opts   AnnouncerOptions
 }
 
-// factsAtOnce is how many facts, all of different subjects, are sent at a time.
-const factsAtOnce = 8
-
 // NewAnnouncer returns an Announcer; without a sender the facts stay recorded.
 func NewAnnouncer(outbox Outbox, build event.Builder, sender Sender, opts AnnouncerOptions) *Announcer {
 	if opts.Within == 0 {
@@ -51,6 +49,9 @@ func NewAnnouncer(outbox Outbox, build event.Builder, sender Sender, opts Announ
 	}
 	if opts.Lease == 0 {
 		opts.Lease = time.Minute
+	}
+	if opts.AtOnce == 0 {
+		opts.AtOnce = 8
 	}
 	if opts.NewID == nil {
 		opts.NewID = uuid.New
@@ -74,7 +75,7 @@ func (a *Announcer) Drain(ctx context.Context) (int, error) {
 	defer cancel()
 	var sent atomic.Int64
 	for {
-		facts, err := a.outbox.ClaimFacts(ctx, factsAtOnce, a.opts.NewID(), a.opts.Lease)
+		facts, err := a.outbox.ClaimFacts(ctx, a.opts.AtOnce, a.opts.NewID(), a.opts.Lease)
 		if err != nil || len(facts) == 0 {
 			return int(sent.Load()), err
 		}

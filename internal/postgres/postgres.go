@@ -24,6 +24,9 @@ type DB struct {
 type Options struct {
 	MaxConns int32           // 0: 16
 	Tracer   pgx.QueryTracer // nil: none
+	// Prepare keeps prepared statements, which PgBouncer in transaction mode does not: for simulations, whose database
+	// would spend its time planning the same statements.
+	Prepare bool
 }
 
 // statementTimeout bounds every statement on the client's side, where PgBouncer would swallow a SET.
@@ -36,6 +39,9 @@ func Open(ctx context.Context, url string, opts Options) (*DB, error) {
 		return nil, errors.New("parse the database URL: malformed") // pgx's own message may quote the password
 	}
 	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // no prepared statements: works behind PgBouncer
+	if opts.Prepare {
+		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	}
 	config.ConnConfig.ConnectTimeout = 5 * time.Second
 	config.ConnConfig.Tracer = opts.Tracer
 	config.MaxConns = 16

@@ -1,9 +1,13 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -60,7 +64,11 @@ func (db *DB) adopt(ctx context.Context, inTx inTxFunc, found []disk.Snapshot) (
 	}
 	adopted := 0
 	var failures []error
-	for key, snapshots := range byDisk {
+	keys := slices.SortedFunc(maps.Keys(byDisk), func(a, b disk.Key) int {
+		return cmp.Or(strings.Compare(a.User, b.User), strings.Compare(a.Name, b.Name))
+	})
+	for _, key := range keys {
+		snapshots := byDisk[key]
 		n, err := adoptOf(ctx, inTx, key, snapshots)
 		if err != nil {
 			failures = append(failures, fmt.Errorf("adopt %d snapshots of disk %q of %s: %w", len(snapshots), key.Name, key.User, err))
