@@ -1,22 +1,29 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/trace"
+	otlp "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/protobuf/proto"
 
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/lifecycle"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/reservation"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
@@ -69,5 +76,80 @@ func TestABadCollectorNeitherFailsATickNorDelaysItByASecond(t *testing.T) {
 				require.Less(t, time.Since(began), time.Second)
 			}
 		})
+	}
+}
+
+// relay hands spans on to the stack's collector, and knows which of them that has acknowledged. It can kill the process
+// that has sent a certain one before it hears of it.
+type relay struct {
+	*httptest.Server
+	target string
+
+	mu     sync.Mutex
+	spans  map[string]int // acknowledged, by id
+	fatal  string
+	victim *process
+}
+
+func newRelay(t *testing.T) *relay {
+	t.Helper()
+	r := &relay{target: stacktest.Env(t, "STACK_OTLP_URL"), spans: map[string]int{}}
+	r.Server = httptest.NewServer(r)
+	t.Cleanup(r.Close)
+	return r
+}
+
+func (r *relay) killAfter(id trace.SpanID, p *process) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fatal, r.victim = id.String(), p
+}
+
+// taken returns how often the collector has taken each span, by id.
+func (r *relay) taken() map[string]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.spans)
+}
+
+func (r *relay) ServeHTTP(w http.ResponseWriter, request *http.Request) {
+	body, err := io.ReadAll(request.Body)
+	var sent otlp.ExportTraceServiceRequest
+	if err != nil || proto.Unmarshal(body, &sent) != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	onward, err := http.NewRequestWithContext(context.WithoutCancel(request.Context()), http.MethodPost, r.target+request.URL.Path, bytes.NewReader(body))
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	onward.Header = request.Header
+	response, err := http.DefaultClient.Do(onward)
+	if err != nil {
+		w.WriteHeader(http.StatusBadGateway)
+		return
+	}
+	_ = response.Body.Close()
+	if response.StatusCode == http.StatusOK {
+		r.took(&sent)
+	}
+	w.WriteHeader(response.StatusCode)
+}
+
+func (r *relay) took(sent *otlp.ExportTraceServiceRequest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, resource := range sent.GetResourceSpans() {
+		for _, scope := range resource.GetScopeSpans() {
+			for _, s := range scope.GetSpans() {
+				id := trace.SpanID(s.GetSpanId()).String()
+				r.spans[id]++
+				if id == r.fatal && r.victim != nil {
+					_ = r.victim.cmd.Process.Kill()
+					r.victim = nil
+				}
+			}
+		}
 	}
 }

@@ -44,6 +44,7 @@ type day struct {
 	cluster  *stacktest.Cluster
 	aws      *stacktest.Account
 	compute  *ec2.Client
+	relay    *relay
 	rows     *pgxpool.Pool
 	database string
 	ahead    time.Duration
@@ -73,7 +74,7 @@ const simulatedClock = `
 
 func newDay(t *testing.T) *day {
 	t.Helper()
-	d := &day{t: t, cluster: stacktest.Kubernetes(t), aws: stacktest.AWS(t), id: uuid.NewString()}
+	d := &day{t: t, cluster: stacktest.Kubernetes(t), aws: stacktest.AWS(t), relay: newRelay(t), id: uuid.NewString()}
 	d.user, d.podName, d.database = "ada-"+d.id[:8], "gpu-dev-"+d.id[:8], stacktest.Database(t)
 	d.compute = ec2.NewFromConfig(d.aws.Config)
 	setUp, err := pgxpool.New(t.Context(), d.database)
@@ -105,7 +106,7 @@ func (d *day) process(more ...string) *process {
 	d.t.Helper()
 	environ := append(d.aws.Environ(),
 		"KUBECONFIG="+d.cluster.Kubeconfig, clockAhead+"="+d.ahead.String(), "HOME="+d.t.TempDir(), "BRAKE_MIN=100",
-		"OTEL_EXPORTER_OTLP_ENDPOINT="+stacktest.Env(d.t, "STACK_OTLP_URL"), "OTEL_METRICS_EXPORTER=none",
+		"OTEL_EXPORTER_OTLP_ENDPOINT="+d.relay.URL, "OTEL_METRICS_EXPORTER=none",
 		"JAEGER_QUERY_URL="+stacktest.Env(d.t, "JAEGER_QUERY_URL"))
 	return startProcess(d.t, d.database, append(environ, more...)...)
 }
