@@ -25,7 +25,7 @@ func deadLettersCommand(sh shell) *cobra.Command {
 again.
 
 Needs only the POSTGRES_ variables; replay also looks at K_SINK, else SELF_URL
-and PORT, for where to send.`,
+and PORT, for where to send, and at EVENTS_BEARER_TOKEN for what to bring along.`,
 		Example: `  reservation-expiry dead-letters
   reservation-expiry dead-letters replay 7`,
 		Args: arguments(cobra.NoArgs),
@@ -77,16 +77,16 @@ func replay(ctx context.Context, sh shell, argument string) error {
 		return err
 	}
 	defer db.Close()
-	target, where, token := cfg.Delivery.Self(), "the service itself", ""
+	target, where, token := cfg.Delivery.Self(), "the service itself", tokenForSelf(cfg.Entry)
 	if cfg.Delivery.Sink != "" {
-		target, where, token = cfg.Delivery.Sink, "K_SINK", boundToken
+		target, where, token = cfg.Delivery.Sink, "K_SINK", dispatch.TokenFile(boundToken)
 	}
 	if u, err := url.Parse(target); err == nil {
 		where += " at " + u.Host
 	}
 	heard := &listener{next: dispatch.NewTransport()}
 	defer heard.next.CloseIdleConnections()
-	sender := dispatch.NewHTTPSender(target, dispatch.SenderOptions{Transport: heard, Timeout: selfTimeout, Tries: 1, TokenFile: token})
+	sender := dispatch.NewHTTPSender(target, dispatch.SenderOptions{Transport: heard, Timeout: selfTimeout, Tries: 1, Token: token})
 	if err := dispatch.Replay(ctx, db, sender, id); err != nil {
 		return fmt.Errorf("%w: %s%s", err, where, heard.said())
 	}

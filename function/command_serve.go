@@ -44,7 +44,9 @@ func serve(ctx context.Context, sh shell) error {
 	if err != nil {
 		return fmt.Errorf("cannot listen (PORT says where): %w", err)
 	}
-	return newServer(parts{
-		delivery: cfg.Delivery, db: w.db, sweeper: w.sweeper, actions: w.actions, telemetry: w.telemetry, lives: w.lives, log: log,
-	}).serve(ctx, listener)
+	s := newServer(parts{
+		delivery: cfg.Delivery, entry: cfg.Entry, db: w.db, sweeper: w.sweeper, actions: w.actions, telemetry: w.telemetry, lives: w.lives, log: log,
+	})
+	s.entry.announce(cfg.Entry)
+	return s.serve(ctx, listener)
 }

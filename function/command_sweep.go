@@ -91,7 +91,7 @@ func sweepOnce(ctx context.Context, sh shell, flags sweepFlags) error {
 
 	sh.progress("sweeping …")
 	ctx, span := w.telemetry.StartDelivery(telemetry.WithDelivery(ctx, telemetry.Command()), "sweep", telemetry.Command()...)
-	view, err := w.sweep(ctx, sh, cfg.Delivery, request, flags.followUps, log)
+	view, err := w.sweep(ctx, sh, cfg, request, flags.followUps, log)
 	span.End(string(view.Outcome), err)
 	if view.Outcome == "" { // it did not even begin
 		return err
@@ -100,14 +100,14 @@ func sweepOnce(ctx context.Context, sh shell, flags sweepFlags) error {
 }
 
 // sweep runs one sweep and what follows from it.
-func (w *world) sweep(ctx context.Context, sh shell, d config.Delivery, request event.SweepRequest, followUps time.Duration, log *slog.Logger) (report.Swept, error) {
+func (w *world) sweep(ctx context.Context, sh shell, c config.Config, request event.SweepRequest, followUps time.Duration, log *slog.Logger) (report.Swept, error) {
 	result, err := w.sweeper.Sweep(ctx, fromShell, request)
 	view := report.Swept{Result: result}
 	if err != nil || request.DryRun || result.Outcome == sweep.Skipped {
 		return view, err
 	}
 	err = w.carryOut(ctx, sh, &view, followUps, log)
-	out := newOutgoing(d, w.telemetry)
+	out := newOutgoing(c.Delivery, c.Entry, w.telemetry)
 	defer out.transport.CloseIdleConnections()
 	announced, failure := dispatch.NewAnnouncer(w.db, out.build, out.facts, dispatch.AnnouncerOptions{Log: log}).Drain(ctx)
 	view.Announced = announced

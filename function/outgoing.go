@@ -28,16 +28,16 @@ type outgoing struct {
 	transport *http.Transport
 }
 
-func newOutgoing(d config.Delivery, providers instrument.Providers) outgoing {
+func newOutgoing(d config.Delivery, e config.Entry, providers instrument.Providers) outgoing {
 	transport := dispatch.NewTransport()
 	to := func(target string, options dispatch.SenderOptions) dispatch.Sender {
 		options.Transport = instrument.HTTP(providers, transport)
 		return dispatch.NewHTTPSender(target, options)
 	}
-	self := dispatch.SenderOptions{Timeout: selfTimeout, Tries: 1}
+	self := dispatch.SenderOptions{Timeout: selfTimeout, Tries: 1, Token: tokenForSelf(e)}
 	out := outgoing{build: event.Builder{Extensions: d.Overrides}, transport: transport, loopback: to(d.Loopback(), self)}
 	if d.Sink != "" {
-		out.followUps = to(d.Sink, dispatch.SenderOptions{TokenFile: boundToken})
+		out.followUps = to(d.Sink, dispatch.SenderOptions{Token: dispatch.TokenFile(boundToken)})
 		out.facts = out.followUps
 	} else {
 		out.followUps = to(d.Self(), self)
@@ -46,4 +46,12 @@ func newOutgoing(d config.Delivery, providers instrument.Providers) outgoing {
 		out.facts = to(d.FactsSink, dispatch.SenderOptions{})
 	}
 	return out
+}
+
+// tokenForSelf returns what this service wants of itself: the shared secret, where there is one.
+func tokenForSelf(e config.Entry) func() (string, error) {
+	if secret := secretOf(e); secret != nil {
+		return secret.Send
+	}
+	return nil
 }

@@ -32,6 +32,7 @@ var errNoSink = &unavailable{reason: "K_SERVICE is set and K_SINK is not: bind t
 
 // server takes deliveries, and where there is no sink makes them too.
 type server struct {
+	entry      *entry
 	handler    *handler
 	dispatcher *dispatch.Dispatcher // nil behind a sink
 	sweeps     *selfSweeper         // nil where others send the ticks
@@ -44,6 +45,7 @@ type server struct {
 // parts is what a server is made of.
 type parts struct {
 	delivery  config.Delivery
+	entry     config.Entry
 	db        *postgres.DB
 	sweeper   sweeper
 	actions   map[postgres.FollowUpKind]followup.Action
@@ -53,8 +55,8 @@ type parts struct {
 }
 
 func newServer(p parts) *server {
-	out := newOutgoing(p.delivery, p.telemetry)
-	s := &server{transport: out.transport, log: p.log, finishWithin: finishWithin, handBackWithin: handBackWithin}
+	out := newOutgoing(p.delivery, p.entry, p.telemetry)
+	s := &server{entry: newEntry(p.entry, p.log), transport: out.transport, log: p.log, finishWithin: finishWithin, handBackWithin: handBackWithin}
 	dispatcher := dispatch.New(p.db, out.build, out.followUps, dispatch.Options{Grace: cutOffAfter, Log: p.log})
 	var sendDue func(context.Context) error
 	switch {
@@ -105,7 +107,7 @@ func (s *server) serve(ctx context.Context, listener net.Listener) error {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	web := &http.Server{
-		Handler:           s.handler.routes(),
+		Handler:           s.entry.lead(s.handler.routes()),
 		BaseContext:       func(net.Listener) context.Context { return work },
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       time.Minute,

@@ -32,9 +32,8 @@ type SenderOptions struct {
 	// Timeout is of one try; 0: 10 s. To oneself it must outlast a follow-up, to a sink it must not pass 20 s.
 	Timeout time.Duration
 	Tries   uint // 0: 3
-	// TokenFile holds the token by which the sink knows us, where it wants one: a SinkBinding mounts it. It is read for each
-	// try, since it is renewed; "" or no such file: none is sent.
-	TokenFile string
+	// Token returns the bearer token by which the sink knows us, for each try anew; nil or "": none is sent.
+	Token func() (string, error)
 }
 
 // HTTPSender POSTs events to one address, in structured mode: what an id or a subject holds need not fit a header.
@@ -43,7 +42,7 @@ type HTTPSender struct {
 	client  *http.Client
 	timeout time.Duration
 	tries   uint
-	token   string // a file
+	token   func() (string, error)
 }
 
 // NewTransport returns the transport of a sender: a few connections to one host.
@@ -75,7 +74,7 @@ func NewHTTPSender(target string, opts SenderOptions) *HTTPSender {
 		// A redirected POST would arrive as a GET.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	return &HTTPSender{target: target, client: client, timeout: opts.Timeout, tries: opts.Tries, token: opts.TokenFile}
+	return &HTTPSender{target: target, client: client, timeout: opts.Timeout, tries: opts.Tries, token: opts.Token}
 }
 
 // Send delivers the event, trying again a few times where that may help.
@@ -128,20 +127,34 @@ func (s *HTTPSender) try(ctx context.Context, e ce.Event) error {
 	return fault.Errorf(kind, "send %s: the sink answered %s", e.Type(), response.Status)
 }
 
-// authorize says who sends. Without a file nothing is asked for; one that cannot be read is worth another try.
+// authorize says who sends.
 func (s *HTTPSender) authorize(request *http.Request) error {
-	if s.token == "" {
+	if s.token == nil {
 		return nil
 	}
-	token, err := os.ReadFile(s.token)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	token, err := s.token()
 	if err != nil {
-		return fmt.Errorf("read the token for it: %w", err)
+		return fmt.Errorf("the token for it: %w", err)
 	}
-	request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	if token != "" {
+		request.Header.Set("Authorization", "Bearer "+token)
+	}
 	return nil
+}
+
+// TokenFile returns the token in a file, which is renewed: a SinkBinding mounts it where the sink wants one. Without the
+// file nothing is asked for; one that cannot be read is worth another try.
+func TokenFile(path string) func() (string, error) {
+	return func() (string, error) {
+		token, err := os.ReadFile(path) //nolint:gosec // named by whoever runs the service
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("read it: %w", err)
+		}
+		return strings.TrimSpace(string(token)), nil
+	}
 }
 
 // final reports whether an answer is for good, by the rules of a Knative broker: it tries again after 404, 408, 409,

@@ -24,7 +24,7 @@ func TestTheTokenIsReadAnewForEachEvent(t *testing.T) {
 	transport := dispatch.NewTransport()
 	defer transport.CloseIdleConnections()
 	file := filepath.Join(t.TempDir(), "token")
-	sender := dispatch.NewHTTPSender(sink.URL, dispatch.SenderOptions{Transport: transport, TokenFile: file, Tries: 1})
+	sender := dispatch.NewHTTPSender(sink.URL, dispatch.SenderOptions{Transport: transport, Token: dispatch.TokenFile(file), Tries: 1})
 	e := ce.New()
 	e.SetID("1")
 	e.SetType("test")

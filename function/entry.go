@@ -1,0 +1,72 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/authn"
+	"gpudev.internal/reservation-expiry/internal/config"
+)
+
+// entry is where requests come in: it lets through to the handler what may be posted, and gives no client long.
+type entry struct {
+	guard *authn.Guard // nil: everybody may post
+	log   *slog.Logger
+	// readWithin bounds the reading of a body, also of one that nobody reads: the server does so before it answers the
+	// next request on the connection. Who reads one in full lifts it.
+	readWithin time.Duration
+}
+
+// secretOf returns the shared secret that is configured, nil where there is none.
+func secretOf(c config.Entry) authn.Secret {
+	switch {
+	case c.TokenFile != "":
+		return authn.SecretFile(c.TokenFile)
+	case c.Token.Reveal() != "":
+		return authn.FixedSecret(c.Token.Reveal())
+	}
+	return nil
+}
+
+func newEntry(c config.Entry, log *slog.Logger) *entry {
+	return &entry{
+		guard: authn.New(authn.Options{Issuer: c.Issuer, Audience: c.Audience, Subjects: c.Subjects, Secret: secretOf(c)}),
+		log:   log, readWithin: bodyWithin,
+	}
+}
+
+// announce says who may post.
+func (e *entry) announce(c config.Entry) {
+	if e.guard == nil {
+		e.log.Warn("open: whoever reaches this service may post events; EVENTS_OIDC_ISSUER or EVENTS_BEARER_TOKEN restrict that")
+		return
+	}
+	e.log.Info("events need a token", "issuer", c.Issuer, "audience", c.Audience, "subjects", c.Subjects, "secret", secretOf(c) != nil)
+}
+
+func (e *entry) lead(to http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(e.readWithin)) // not supported by a test's recorder
+		if r.Method != http.MethodPost {
+			to.ServeHTTP(w, r) // probes, and what is refused anyway
+			return
+		}
+		_, err := e.guard.Admit(r.Context(), r.Header.Get("Authorization"))
+		switch {
+		case err == nil:
+			to.ServeHTTP(w, r)
+			return
+		case errors.Is(err, authn.ErrNotAdmitted):
+			err = refuse(http.StatusForbidden, "%s", oneLine(err))
+		case errors.Is(err, authn.ErrUnknown):
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			err = refuse(http.StatusUnauthorized, "%s", oneLine(err))
+		}
+		status, _ := statusOf(r, err)
+		e.log.WarnContext(r.Context(), "not let in", "path", r.URL.Path, "from", r.RemoteAddr, "status", status, "error", err)
+		w.Header().Set("Connection", "close") // its body is not worth reading
+		answer(w, r, nil, err)
+	})
+}
