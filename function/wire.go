@@ -56,7 +56,7 @@ func newWorld(ctx context.Context, c config.Config, clock func() time.Time, log 
 	ec2, sts := aws.NewEC2(amazon), aws.NewSTS(amazon)
 
 	disks := snapshot.World{Store: db, EC2: ec2, Cluster: cluster, Identity: sts}
-	diskOptions := snapshot.Options{KeepVolumes: c.Rules.KeepVolumes, Log: log, Trace: t}
+	diskOptions := snapshot.Options{KeepVolumes: c.Rules.KeepVolumes, DriverGrace: c.Rules.DriverGrace, Log: log, Trace: t}
 	rest := cleanup.World{
 		Store: db, Cluster: cluster, EC2: ec2, Router: aws.NewLoadBalancer(amazon), Disk: snapshot.NewKeeper(disks, diskOptions),
 	}

@@ -75,7 +75,8 @@ type Rules struct {
 	BrakeMin           int           `env:"BRAKE_MIN" envDefault:"5"`
 	MissingConfirm     time.Duration `env:"MISSING_CONFIRM" envDefault:"4m"`
 	SweepTimeout       time.Duration `env:"SWEEP_TIMEOUT" envDefault:"60s"`
-	SpotGPUTypes       []string      `env:"SPOT_GPU_TYPES"` // lower-case
+	DriverGrace        time.Duration `env:"DRIVER_GRACE" envDefault:"1m"` // for the volume driver to detach by itself
+	SpotGPUTypes       []string      `env:"SPOT_GPU_TYPES"`               // lower-case
 	KeepVolumes        bool          `env:"KEEP_VOLUMES" envDefault:"false"`
 }
 

@@ -45,7 +45,7 @@ func TestDefaultsAreThoseOfTheReadme(t *testing.T) {
 		Delivery: Delivery{Port: 8080},
 		Rules: Rules{
 			WarningMinutes: 30, GracePeriodSeconds: 120, BrakePercent: 20, BrakeMin: 5,
-			MissingConfirm: 4 * time.Minute, SweepTimeout: time.Minute,
+			MissingConfirm: 4 * time.Minute, SweepTimeout: time.Minute, DriverGrace: time.Minute,
 		},
 		Cloud: Cloud{Region: "us-east-2", EKSClusterName: "gpu-dev", ClusterAccess: EKS},
 		Log:   Log{Format: "json"},
@@ -62,7 +62,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 		"POSTGRES_PORT=6432", "PORT=9090", "SELF_URL=http://expiry.gpu-controlplane/", "K_SINK=http://broker-ingress/x/default",
 		"FACTS_SINK=https://facts.example.org", "K_SERVICE=reservation-expiry",
 		`K_CE_OVERRIDES={"extensions":{"team":"gpu","stage2":"prod"}}`,
-		"WARNING_MINUTES=45", "GRACE_PERIOD_SECONDS=0", "BRAKE_PERCENT=100", "BRAKE_MIN=0", "MISSING_CONFIRM=90s", "SWEEP_TIMEOUT=2m",
+		"WARNING_MINUTES=45", "GRACE_PERIOD_SECONDS=0", "BRAKE_PERCENT=100", "BRAKE_MIN=0", "MISSING_CONFIRM=90s", "SWEEP_TIMEOUT=2m", "DRIVER_GRACE=30s",
 		"SPOT_GPU_TYPES= H100, a100 ,,t4", "KEEP_VOLUMES=true", "AVAILABILITY_UPDATER_FUNCTION_NAME=updater",
 		"DISK_CONTENTS_BUCKET=gpu-dev-disks", "DOMAIN_NAME=Dev.Example.org.", "HOSTED_ZONE_ID=/hostedzone/Z123", "LOG_FORMAT=text",
 		"EVENTS_OIDC_ISSUER=https://oidc.eks.us-east-2.amazonaws.com/id/A1", "EVENTS_OIDC_AUDIENCE=reservation-expiry",
@@ -79,7 +79,7 @@ func TestEveryVariableIsRead(t *testing.T) {
 	}, c.Delivery)
 	require.Equal(t, "http://expiry.gpu-controlplane/", c.Delivery.Self())
 	require.Equal(t, Rules{
-		WarningMinutes: 45, BrakePercent: 100, MissingConfirm: 90 * time.Second, SweepTimeout: 2 * time.Minute,
+		WarningMinutes: 45, BrakePercent: 100, MissingConfirm: 90 * time.Second, SweepTimeout: 2 * time.Minute, DriverGrace: 30 * time.Second,
 		SpotGPUTypes: []string{"h100", "a100", "t4"}, KeepVolumes: true,
 	}, c.Rules)
 	require.True(t, c.Rules.Spot("T4"))
@@ -125,7 +125,7 @@ func TestBadValuesAreRefusedByName(t *testing.T) {
 		`K_CE_OVERRIDES={"extensions":{"n":1}}`, "K_CE_OVERRIDES={",
 		"WARNING_MINUTES=-5", "WARNING_MINUTES=10081", "WARNING_MINUTES=30m", "GRACE_PERIOD_SECONDS=-1", "GRACE_PERIOD_SECONDS=86401", "GRACE_PERIOD_SECONDS=2m",
 		"BRAKE_PERCENT=-1", "BRAKE_PERCENT=101", "BRAKE_PERCENT=20%", "BRAKE_MIN=-1",
-		"MISSING_CONFIRM=0s", "MISSING_CONFIRM=-4m", "MISSING_CONFIRM=13h", "SWEEP_TIMEOUT=0s", "SWEEP_TIMEOUT=5m1s", "SWEEP_TIMEOUT=60",
+		"MISSING_CONFIRM=0s", "MISSING_CONFIRM=-4m", "MISSING_CONFIRM=13h", "DRIVER_GRACE=0s", "DRIVER_GRACE=61m", "SWEEP_TIMEOUT=0s", "SWEEP_TIMEOUT=5m1s", "SWEEP_TIMEOUT=60",
 		"KEEP_VOLUMES=yes", "LOG_FORMAT=JSON", "DISK_CONTENTS_BUCKET=s3://bucket", "DISK_CONTENTS_BUCKET=bucket/path",
 		"KUBECONFIG=/nowhere", "AWS_REGION=", "EKS_CLUSTER_NAME",
 	} {
@@ -143,7 +143,7 @@ func TestBoundsThemselvesAreGood(t *testing.T) {
 	t.Parallel()
 	for _, good := range []string{
 		"POSTGRES_PORT=1", "PORT=65535", "WARNING_MINUTES=1", "WARNING_MINUTES=10080", "GRACE_PERIOD_SECONDS=86400", "BRAKE_PERCENT=0",
-		"MISSING_CONFIRM=1s", "MISSING_CONFIRM=12h", "SWEEP_TIMEOUT=1s", "SWEEP_TIMEOUT=5m", "K_CE_OVERRIDES={}", "K_SINK=https://[::1]:8080",
+		"MISSING_CONFIRM=1s", "MISSING_CONFIRM=12h", "DRIVER_GRACE=1s", "DRIVER_GRACE=1h", "SWEEP_TIMEOUT=1s", "SWEEP_TIMEOUT=5m", "K_CE_OVERRIDES={}", "K_SINK=https://[::1]:8080",
 	} {
 		_, err := Load(enough(good), noFile)
 		require.NoError(t, err, good)

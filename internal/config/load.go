@@ -191,6 +191,7 @@ func (c *Rules) check(p problems) {
 	p.between("BRAKE_PERCENT", c.BrakePercent, 0, 100)
 	p.between("BRAKE_MIN", c.BrakeMin, 0, 1_000_000)
 	p.span("MISSING_CONFIRM", c.MissingConfirm, time.Second, 12*time.Hour)
+	p.span("DRIVER_GRACE", c.DriverGrace, time.Second, time.Hour)
 	p.span("SWEEP_TIMEOUT", c.SweepTimeout, time.Second, 5*time.Minute) // a tick is five minutes from the next
 	types := c.SpotGPUTypes[:0]
 	for _, gpuType := range c.SpotGPUTypes {

@@ -35,7 +35,7 @@ func TestMessagesNeverQuoteAValue(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{
 		"POSTGRES_PORT", "PORT", "K_SINK", "SELF_URL", "FACTS_SINK", "K_CE_OVERRIDES", "WARNING_MINUTES", "KEEP_VOLUMES",
-		"MISSING_CONFIRM", "LOG_FORMAT", "KUBECONFIG", "DISK_CONTENTS_BUCKET", "EVENTS_OIDC_ISSUER", "EVENTS_BEARER_TOKEN",
+		"MISSING_CONFIRM", "DRIVER_GRACE", "LOG_FORMAT", "KUBECONFIG", "DISK_CONTENTS_BUCKET", "EVENTS_OIDC_ISSUER", "EVENTS_BEARER_TOKEN",
 	} {
 		_, err := Load(enough(variable+"=postgres://u:hunter2@h:1/x y"), noFile)
 		require.ErrorContains(t, err, variable)

@@ -1,12 +1,14 @@
 package disk
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 )
 
 const (
-	// DriverGrace is how long the volume driver is left to detach the volume by itself once the pod is gone.
+	// DriverGrace is how long the volume driver is left to detach the volume by itself once the pod is gone, where nobody
+	// says otherwise.
 	DriverGrace = time.Minute
 	// ForceAfter is how long a plain detach is given before a forced one may follow on an instance that still runs.
 	ForceAfter = 10 * time.Minute
@@ -61,6 +63,8 @@ type Holder struct {
 	InstanceHalted bool
 	// PlainAt is when this cleanup last asked for a plain detach, whatever came of it; zero if it has not.
 	PlainAt time.Time
+	// DriverGrace is how long the volume driver is left to detach the volume by itself; 0: the constant.
+	DriverGrace time.Duration
 }
 
 // Detach decides what may be done about the volume's attachment, and why.
@@ -82,14 +86,14 @@ func Detach(v Volume, h Holder, now time.Time) (do Action, reason string) {
 	if !h.PlainAt.IsZero() {
 		return force(v, a, h, now)
 	}
+	driverUntil := h.PodGoneAt.Add(cmp.Or(h.DriverGrace, DriverGrace))
 	switch {
 	case h.InstanceHalted:
 		return DetachPlain, fmt.Sprintf("instance %s is stopped or gone", a.InstanceID)
 	case h.PodGoneAt.IsZero():
 		return Wait, "the pod is still there"
-	case now.Before(h.PodGoneAt.Add(DriverGrace)):
-		return Wait, fmt.Sprintf("the driver has until %s to detach volume %s",
-			h.PodGoneAt.Add(DriverGrace).UTC().Format(time.RFC3339), v.ID)
+	case now.Before(driverUntil):
+		return Wait, fmt.Sprintf("the driver has until %s to detach volume %s", driverUntil.UTC().Format(time.RFC3339), v.ID)
 	}
 	return DetachPlain, fmt.Sprintf("the driver left volume %s %s to %s", v.ID, a.State, a.InstanceID)
 }

@@ -22,6 +22,8 @@ func TestDetachGoesFromWaitingToPlainToForced(t *testing.T) {
 		"pod still there":                {disk.Holder{EndedAt: ended}, disk.Wait, "pod is still there"},
 		"pod just gone":                  {disk.Holder{PodGoneAt: ago(time.Minute - 1)}, disk.Wait, "the driver has until"},
 		"driver left it":                 {disk.Holder{PodGoneAt: ago(time.Minute)}, disk.DetachPlain, "driver left volume"},
+		"driver's grace is shorter":      {disk.Holder{PodGoneAt: ago(10 * time.Second), DriverGrace: 10 * time.Second}, disk.DetachPlain, "driver left volume"},
+		"driver's grace is longer":       {disk.Holder{PodGoneAt: ago(time.Hour), DriverGrace: time.Hour + 1}, disk.Wait, "the driver has until"},
 		"instance halted under the pod":  {disk.Holder{InstanceHalted: true}, disk.DetachPlain, "stopped or gone"},
 		"asked, still running":           {disk.Holder{PlainAt: ago(10*time.Minute - 1), ContainersTerminated: true}, disk.Wait, "has until"},
 		"asked, nothing known of inside": {disk.Holder{PlainAt: ago(24 * time.Hour)}, disk.Wait, "not reported terminated"},

@@ -69,7 +69,7 @@ func (k *Keeper) holder(ctx context.Context, c postgres.CleanupRecord, a disk.At
 	}
 	return disk.Holder{
 		EndedAt: c.Ended, InstanceID: c.InstanceID, PodGoneAt: c.PodGoneAt, ContainersTerminated: c.ContainersTerminated,
-		InstanceHalted: gone || i.Halted(), PlainAt: c.DetachRequestedAt,
+		InstanceHalted: gone || i.Halted(), PlainAt: c.DetachRequestedAt, DriverGrace: k.opts.DriverGrace,
 	}, nil
 }
 

@@ -77,7 +77,7 @@ func (k *Keeper) attempt(ctx context.Context, c postgres.CleanupRecord) (followu
 		return followup.Result{}, fmt.Errorf("volume %s still has its writer after %s: %s", c.VolumeID, f.since.Round(time.Second), f.reason)
 	}
 	pause := growing(f.since)
-	if left := disk.DriverGrace - f.since; left > 0 && c.DetachRequestedAt.IsZero() {
+	if left := k.opts.DriverGrace - f.since; left > 0 && c.DetachRequestedAt.IsZero() {
 		pause = min(pause, left) // the user wants the disk back, and then it is detached
 	}
 	return k.wait(ctx, c, pause, f.reason)

@@ -94,6 +94,7 @@ type World struct {
 // Options tune Keeper, Sync and Purge. The zero value is right for production.
 type Options struct {
 	KeepVolumes bool          // KEEP_VOLUMES: the volume stays the disk's
+	DriverGrace time.Duration // DRIVER_GRACE, until a volume that its driver leaves attached is detached; 0: 1 minute
 	Patience    time.Duration // how long one delivery waits for the world; 0: 1 minute
 	Interval    time.Duration // between two looks; 0: 1 s
 	Now         func() time.Time
@@ -104,6 +105,7 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
+	o.DriverGrace = cmp.Or(o.DriverGrace, disk.DriverGrace)
 	o.Patience = cmp.Or(o.Patience, time.Minute)
 	o.Interval = cmp.Or(o.Interval, time.Second)
 	if o.Now == nil {
