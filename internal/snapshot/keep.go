@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
