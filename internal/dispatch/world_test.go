@@ -38,7 +38,7 @@ func newWorld(t *testing.T) world {
 	t.Helper()
 	w := world{url: stacktest.Database(t)}
 	var err error
-	w.db, err = postgres.Open(t.Context(), w.url, postgres.Options{})
+	w.db, err = postgres.Open(t.Context(), stacktest.AsService(t, w.url), postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(w.db.Close)
 	return w

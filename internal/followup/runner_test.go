@@ -30,7 +30,7 @@ type world struct {
 func newWorld(t *testing.T) world {
 	t.Helper()
 	url := stacktest.Database(t)
-	db, err := postgres.Open(t.Context(), url, postgres.Options{})
+	db, err := postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
 	look, err := pgx.Connect(t.Context(), url)

@@ -143,7 +143,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	url := stacktest.Database(t)
-	db, err := postgres.Open(t.Context(), url, postgres.Options{})
+	db, err := postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
 	raw, err := pgx.Connect(t.Context(), url)

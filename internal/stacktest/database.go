@@ -2,6 +2,7 @@ package stacktest
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"fmt"
 	"net/url"
@@ -15,11 +16,11 @@ import (
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
-// Database returns the URL of a fresh database with the platform's tables and schema expiry, as the service would
-// log in to it. It is dropped when the test ends, and kept where the test has failed.
+// Database returns the URL of a fresh database with the platform's tables and schema expiry, for their owner; AsService
+// makes it the service's. It is dropped when the test ends, and kept where the test has failed.
 func Database(t testing.TB) string {
 	t.Helper()
-	return create(t, migrated{}).URL()
+	return create(t, migrated{ServiceRole(t)}).URL()
 }
 
 // EmptyDatabase is Database without any table.
@@ -31,7 +32,7 @@ func EmptyDatabase(t testing.TB) string {
 // PooledDatabase returns the URLs of one fresh database: through PgBouncer in transaction mode, and past it.
 func PooledDatabase(t testing.TB) (pooled, direct string) {
 	t.Helper()
-	database := create(t, migrated{})
+	database := create(t, migrated{ServiceRole(t)})
 	through := parse(t, Env(t, "STACK_PGBOUNCER_URL"))
 	through.Path = database.Database
 	return through.String(), database.URL()
@@ -60,26 +61,30 @@ func create(t testing.TB, migrator pgtestdb.Migrator) *pgtestdb.Config {
 	return pgtestdb.Custom(t, config, migrator)
 }
 
-// migrated makes the template that every test's database is copied from.
-type migrated struct{}
+// migrated makes the template that every test's database is copied from, with what is granted to the service.
+type migrated struct{ service string }
 
-// Hash names the template by the migrations' text, so that an edited migration makes a new one.
-func (migrated) Hash() (string, error) {
+// Hash names the template by the text of the migrations and grants, so that an edited one makes a new one.
+func (m migrated) Hash() (string, error) {
 	root, err := repository()
 	if err != nil {
 		return "", err
 	}
-	return common.HashDirs(os.DirFS(root), "*.sql", "internal/postgres/migrations/platform", "internal/postgres/migrations/expiry")
+	migrations, err := common.HashDirs(os.DirFS(root), "*.sql", "internal/postgres/migrations/platform", "internal/postgres/migrations/expiry")
+	if err != nil {
+		return "", fmt.Errorf("hash the migrations: %w", err)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(migrations+postgres.Grants(m.service)))), nil
 }
 
-func (migrated) Migrate(ctx context.Context, _ *sql.DB, template pgtestdb.Config) error {
+func (m migrated) Migrate(ctx context.Context, _ *sql.DB, template pgtestdb.Config) error {
 	if err := postgres.MigratePlatformTables(ctx, template.URL()); err != nil {
 		return fmt.Errorf("make the platform's tables: %w", err)
 	}
 	if err := postgres.Migrate(ctx, template.URL()); err != nil {
 		return fmt.Errorf("make schema expiry: %w", err)
 	}
-	return nil
+	return postgres.Grant(ctx, template.URL(), m.service)
 }
 
 func parse(t testing.TB, text string) *url.URL {

@@ -2,46 +2,38 @@ package stacktest
 
 import (
 	"net/url"
-	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/stretchr/testify/require"
-
-	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
-// serviceRole is what the service logs in as where it has only what `migrate --print-grants` gives it.
-const serviceRole = "reservation_expiry_service"
-
-var serviceRoleMade sync.Mutex
-
-// AsService returns the address of a database that Database made, logged in to with the rights that the service has in
-// production and no more. It goes past PgBouncer, which does not know this role.
+// AsService returns the address by which the service comes to a database that Database made: through PgBouncer in
+// transaction mode, with the rights that `migrate --print-grants` gives and no more.
 func AsService(t testing.TB, database string) string {
 	t.Helper()
-	address := parse(t, database)
-	password, _ := address.User.Password()
-	makeServiceRole(t, password)
-	require.NoError(t, postgres.Grant(t.Context(), database, serviceRole))
-	address.User = url.UserPassword(serviceRole, password)
+	address := serviceURL(t)
+	address.Path = parse(t, database).Path
 	return address.String()
 }
 
-func makeServiceRole(t testing.TB, password string) {
+// ServiceRole is what it logs in as.
+func ServiceRole(t testing.TB) string {
 	t.Helper()
-	serviceRoleMade.Lock()
-	defer serviceRoleMade.Unlock()
-	super, err := pgx.Connect(t.Context(), Env(t, "STACK_POSTGRES_URL"))
-	require.NoError(t, err, notUp)
-	defer func() { _ = super.Close(t.Context()) }()
-	// Other test binaries may do it, too.
-	_, err = super.Exec(t.Context(), `
-		do $$ begin
-		    if not exists (select from pg_roles where rolname = '`+serviceRole+`') then
-		        create role `+serviceRole+` login password '`+password+`';
-		    end if;
-		exception when duplicate_object or unique_violation then null;
-		end $$`)
-	require.NoError(t, err)
+	return serviceURL(t).User.Username()
+}
+
+func serviceURL(t testing.TB) *url.URL {
+	t.Helper()
+	exports, err := readExports()
+	if err == nil && exports["STACK_SERVICE_URL"] == "" { // a stack that was started before it had this role
+		direct := parse(t, Env(t, "STACK_POSTGRES_URL"))
+		if super, err := pgx.Connect(t.Context(), direct.String()); err == nil {
+			_, _ = super.Exec(t.Context(), "create role reservation_expiry_service login password '"+Env(t, "POSTGRES_PASSWORD")+"'")
+			_, _ = super.Exec(t.Context(), "grant pg_read_all_stats to reservation_expiry")
+			_ = super.Close(t.Context())
+		}
+		direct.User = url.UserPassword("reservation_expiry_service", Env(t, "POSTGRES_PASSWORD"))
+		return direct
+	}
+	return parse(t, Env(t, "STACK_SERVICE_URL"))
 }

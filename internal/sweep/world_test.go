@@ -33,8 +33,8 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	pooled, direct := stacktest.PooledDatabase(t)
-	db, err := postgres.Open(t.Context(), pooled, postgres.Options{})
+	direct := stacktest.Database(t)
+	db, err := postgres.Open(t.Context(), stacktest.AsService(t, direct), postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
 	raw, err := pgxpool.New(t.Context(), direct)

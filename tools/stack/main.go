@@ -24,7 +24,8 @@ Several stacks can live side by side: every one has its own directory, ports, an
 
 Each component can be given. As a running one's address:
   USE_POSTGRES_URL   URL of a role that may create databases and roles
-  USE_PGBOUNCER_URL  URL of a PgBouncer in transaction mode before that PostgreSQL, any database
+  USE_PGBOUNCER_URL  URL of a PgBouncer in transaction mode before that PostgreSQL, any database, which lets in
+                     reservation_expiry_service, too
   USE_KUBECONFIG     path of a cluster's kubeconfig (tests of this project need the simulated nodes)
   USE_AWS_ENDPOINT   URL of an AWS emulator (tests of this project need the control API of tools/aws)
   USE_JAEGER_QUERY_URL and USE_OTLP_URL  where a Jaeger answers, and where it takes spans (OTLP over HTTP)
@@ -34,6 +35,7 @@ As what to start it with:
   USE_DEVCLUSTER_BIN the devcluster program, instead of the 4 to 6 minutes of building it
   USE_JAEGER_BIN     the jaeger program, version 2, instead of the 3 to 4 minutes of building it
   USE_PROMTOOL_BIN   the promtool program, which only tests use
+  USE_EVENTING_BIN, USE_SERVING_BIN, USE_KEDA_BIN  directories with the programs that tools/eventing, … name
   USE_MOTO_PYTHON    a Python in which moto[server] 5.2.1 can be imported
 `
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +13,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// pgBouncer stands before PostgreSQL in transaction mode, for any database, with the same names and passwords.
+// pgBouncer stands before PostgreSQL in transaction mode, for any database, with the same names and passwords. The
+// service comes through it.
 type pgBouncer struct{ bin string }
 
 func (*pgBouncer) name() string { return "pgbouncer" }
@@ -62,11 +64,15 @@ ignore_startup_parameters = extra_float_digits
 `
 
 func (p *pgBouncer) start(ctx context.Context, s *stack) (*instance, error) {
+	server := s.instance("postgres").Exports
 	if given := os.Getenv("USE_PGBOUNCER_URL"); given != "" {
 		s.log.say(p.name(), "using USE_PGBOUNCER_URL")
-		return &instance{Exports: map[string]string{"STACK_PGBOUNCER_URL": given}}, nil
+		pooled, err := url.Parse(given)
+		if err != nil {
+			return nil, errors.New("USE_PGBOUNCER_URL is no URL") // the parser's own message quotes the password
+		}
+		return &instance{Exports: pgBouncerExports(pooled, server["POSTGRES_PASSWORD"])}, nil
 	}
-	server := s.instance("postgres").Exports
 	behind, err := pgx.ParseConfig(server["STACK_POSTGRES_URL"])
 	if err != nil {
 		return nil, fmt.Errorf("read the PostgreSQL URL: %w", err)
@@ -85,7 +91,7 @@ func (p *pgBouncer) start(ctx context.Context, s *stack) (*instance, error) {
 	}
 	users, config := filepath.Join(home, "users.txt"), filepath.Join(home, "pgbouncer.ini")
 	for file, text := range map[string]string{
-		users:  fmt.Sprintf("%q %q\n%q %q\n", behind.User, behind.Password, server["POSTGRES_USER"], server["POSTGRES_PASSWORD"]),
+		users:  fmt.Sprintf("%q %q\n%q %[4]q\n%[5]q %[4]q\n", behind.User, behind.Password, ownerRole, server["POSTGRES_PASSWORD"], serviceRole),
 		config: fmt.Sprintf(pgBouncerConfig, behind.Host, behind.Port, port, users),
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil { // home itself is closed to others
@@ -93,10 +99,10 @@ func (p *pgBouncer) start(ctx context.Context, s *stack) (*instance, error) {
 		}
 	}
 	s.log.say(p.name(), "starting %s on port %d", p.bin, port)
-	pooled := postgresURL(server["POSTGRES_USER"], server["POSTGRES_PASSWORD"], port, server["POSTGRES_DB"])
+	pooled := postgresURL(ownerRole, server["POSTGRES_PASSWORD"], port, server["POSTGRES_DB"])
 	in := &instance{Signal: syscall.SIGTERM, Remove: []string{home}}
 	err = s.spawn(ctx, p.name(), account.command(home, p.bin, config), in, func(ctx context.Context) error {
-		conn, err := pgx.Connect(ctx, pooled)
+		conn, err := pgx.Connect(ctx, pooled.String())
 		if err == nil {
 			err = conn.Close(ctx)
 		}
@@ -105,6 +111,13 @@ func (p *pgBouncer) start(ctx context.Context, s *stack) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	in.Exports = map[string]string{"STACK_PGBOUNCER_URL": pooled}
+	in.Exports = pgBouncerExports(pooled, server["POSTGRES_PASSWORD"])
 	return in, nil
+}
+
+// pgBouncerExports say how the tables' owner comes through it, and how the service does.
+func pgBouncerExports(owner *url.URL, servicePassword string) map[string]string {
+	service := *owner
+	service.User = url.UserPassword(serviceRole, servicePassword)
+	return map[string]string{"STACK_PGBOUNCER_URL": owner.String(), "STACK_SERVICE_URL": service.String()}
 }

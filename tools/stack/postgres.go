@@ -19,7 +19,8 @@ import (
 
 const (
 	oldestPostgres = 15
-	serviceRole    = "reservation_expiry" // what the service logs in as: no superuser, owner of its database
+	ownerRole      = "reservation_expiry"         // no superuser, owner of the database: migrates
+	serviceRole    = "reservation_expiry_service" // what the service logs in as: has what it was granted, and no more
 	serviceDB      = "gpudev"
 )
 
@@ -97,7 +98,7 @@ func (p *postgres) start(ctx context.Context, s *stack) (*instance, error) {
 		"-c", "listen_addresses=127.0.0.1", "-c", fmt.Sprintf("port=%d", port), "-c", "unix_socket_directories="+home,
 		"-c", "max_connections=500", "-c", "wal_level=minimal", "-c", "max_wal_senders=0",
 		"-c", "synchronous_commit=off", "-c", "full_page_writes=off", "-c", "timezone=UTC")
-	super := postgresURL("postgres", password, port, "postgres")
+	super := postgresURL("postgres", password, port, "postgres").String()
 	err = s.spawn(ctx, p.name(), cmd, in, func(ctx context.Context) error {
 		conn, err := pgx.Connect(ctx, super)
 		if err == nil {
@@ -124,7 +125,7 @@ func (p *postgres) initdb(ctx context.Context, account account, home, password s
 	return ctx.Err()
 }
 
-// prepare makes the service's role and database and exports how to reach them.
+// prepare makes both roles and the database and exports how to reach them.
 func (p *postgres) prepare(ctx context.Context, super string, in *instance) (*instance, error) {
 	conn, err := pgx.Connect(ctx, super)
 	if err != nil {
@@ -136,10 +137,12 @@ func (p *postgres) prepare(ctx context.Context, super string, in *instance) (*in
 		// Another stack may share a given server: a password that follows from its URL is the same for all.
 		password = "given-" + conn.Config().Password
 	}
-	role, database := pgx.Identifier{serviceRole}.Sanitize(), pgx.Identifier{serviceDB}.Sanitize()
 	for _, step := range []struct{ exists, create string }{
-		{"select from pg_roles where rolname = '" + serviceRole + "'", "create role " + role + " login password '" + password + "'"},
-		{"select from pg_database where datname = '" + serviceDB + "'", "create database " + database + " owner " + role},
+		{"select from pg_roles where rolname = '" + ownerRole + "'", "create role " + ownerRole + " login password '" + password + "'"},
+		{"select from pg_roles where rolname = '" + serviceRole + "'", "create role " + serviceRole + " login password '" + password + "'"},
+		{"select from pg_database where datname = '" + serviceDB + "'", "create database " + serviceDB + " owner " + ownerRole},
+		// Tests, which are the owner, look who waits for a lock.
+		{"select where pg_has_role('" + ownerRole + "', 'pg_read_all_stats', 'member')", "grant pg_read_all_stats to " + ownerRole},
 	} {
 		found, err := conn.Exec(ctx, step.exists)
 		if err == nil && found.RowsAffected() == 0 {
@@ -153,7 +156,7 @@ func (p *postgres) prepare(ctx context.Context, super string, in *instance) (*in
 	in.Exports = map[string]string{
 		"POSTGRES_HOST":      conn.Config().Host,
 		"POSTGRES_PORT":      port,
-		"POSTGRES_USER":      serviceRole,
+		"POSTGRES_USER":      ownerRole,
 		"POSTGRES_PASSWORD":  password,
 		"POSTGRES_DB":        serviceDB,
 		"STACK_POSTGRES_URL": super,
@@ -161,12 +164,11 @@ func (p *postgres) prepare(ctx context.Context, super string, in *instance) (*in
 	return in, nil
 }
 
-func postgresURL(user, password string, port int, database string) string {
-	u := url.URL{
+func postgresURL(user, password string, port int, database string) *url.URL {
+	return &url.URL{
 		Scheme: "postgres", User: url.UserPassword(user, password), Path: database,
 		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), RawQuery: "sslmode=disable",
 	}
-	return u.String()
 }
 
 // freePort finds a port that nobody listens on; that it stays so until it is used cannot be promised.
