@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -127,6 +126,28 @@ func (c *cluster) patch(t *testing.T, o *unstructured.Unstructured, change map[s
 	require.NoError(t, err, "%s %s", o.GetKind(), o.GetName())
 }
 
+// aggregate fills in the ClusterRoles that are made of others, as the controller-manager does, which does not run here.
+func (c *cluster) aggregate(t *testing.T) {
+	t.Helper()
+	roles, err := c.RbacV1().ClusterRoles().List(t.Context(), metav1.ListOptions{})
+	require.NoError(t, err)
+	for _, role := range roles.Items {
+		if role.AggregationRule == nil || strings.HasPrefix(role.Name, "system:") {
+			continue
+		}
+		role.Rules = nil
+		for _, of := range role.AggregationRule.ClusterRoleSelectors {
+			parts, err := c.RbacV1().ClusterRoles().List(t.Context(), metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(&of)})
+			require.NoError(t, err)
+			for _, part := range parts.Items {
+				role.Rules = append(role.Rules, part.Rules...)
+			}
+		}
+		_, err := c.RbacV1().ClusterRoles().Update(t.Context(), &role, metav1.UpdateOptions{})
+		require.NoError(t, err, role.Name)
+	}
+}
+
 // awaitReady waits until an object says of itself that it is ready, and returns it.
 func (c *cluster) awaitReady(t *testing.T, apiVersion, kind, namespace, name string) *unstructured.Unstructured {
 	t.Helper()
@@ -189,10 +210,12 @@ func kustomize(t *testing.T, dir string) []*unstructured.Unstructured {
 	return parse(t, output(t, root, "go", "tool", "-modfile=tools/deploy/go.mod", "kustomize", "build", dir))
 }
 
-// module returns the folder of a Go module that a nested module of tools requires.
+// module returns the folder of a Go module that a nested module of tools requires, downloaded if need be.
 func module(t *testing.T, tools, path string) string {
 	t.Helper()
-	return strings.TrimSpace(string(output(t, filepath.Join(root, "tools", tools), "go", "list", "-m", "-f", "{{.Dir}}", path)))
+	var got struct{ Dir string }
+	require.NoError(t, json.Unmarshal(output(t, filepath.Join(root, "tools", tools), "go", "mod", "download", "-json", path), &got))
+	return got.Dir
 }
 
 // output runs a program and returns what it printed.
@@ -222,11 +245,4 @@ func manifests(t *testing.T, dirs ...string) []*unstructured.Unstructured {
 		}
 	}
 	return all
-}
-
-// settled waits, at most so long, until nothing that wants to know has an error.
-func (c *cluster) delete(ctx context.Context, o *unstructured.Unstructured) {
-	if resource, err := c.resource(o); err == nil {
-		_ = resource.Delete(ctx, o.GetName(), metav1.DeleteOptions{})
-	}
 }

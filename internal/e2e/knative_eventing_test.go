@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"path"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -64,6 +65,13 @@ func installEventing(t *testing.T, c *cluster, n *network) *eventing {
 			}
 		}
 	}
+	serving := filepath.Join(module(t, "serving", "knative.dev/serving"), "config", "core") // its kinds, and what others may do with them
+	c.apply(t, manifests(t, filepath.Join(serving, "300-resources")), metav1.FieldValidationIgnore)
+	c.apply(t, slices.DeleteFunc(manifests(t, filepath.Join(serving, "200-roles")),
+		func(o *unstructured.Unstructured) bool { return o.GetKind() != "ClusterRole" }), metav1.FieldValidationStrict)
+	c.aggregate(t)
+	leases := c.CoordinationV1().Leases(system) // of leaders that were killed: nobody waits for them to lapse
+	require.NoError(t, leases.DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}))
 	say(t, "Knative Eventing: starting webhook, controllers, channel dispatcher, broker ingress and filter")
 	for _, one := range []component{
 		{deployment: "eventing-webhook", service: "eventing-webhook", port: 8443, webhook: true},
@@ -221,4 +229,3 @@ func (k *eventing) runPingSources(t *testing.T) {
 	})
 	k.run(t, component{deployment: adapter})
 }
-

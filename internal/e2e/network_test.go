@@ -3,8 +3,11 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -26,18 +29,19 @@ type network struct {
 
 	mu     sync.Mutex
 	behind map[string]dial // by "service.namespace"
-	hops   []hop
+	hops   []*hop
 }
 
 type dial func(ctx context.Context) (net.Conn, error)
 
 // hop is one request that has gone by, an event's most of the time.
 type hop struct {
-	At, Done time.Time
-	Service  string // "broker-ingress.knative-eventing"
-	Path     string
-	Type, ID string // of the event
-	Status   int    // 0: the connection broke, or nobody was there
+	At       time.Time `json:"-"`
+	Done     time.Time `json:"-"` // zero: it is under way
+	Service  string    `json:"-"` // "broker-ingress.knative-eventing"
+	Path     string    `json:"-"`
+	Type, ID string    // of the event
+	Status   int       `json:"-"` // 0: it is under way, or the connection broke, or nobody was there
 }
 
 func newNetwork(t *testing.T, cluster kubernetes.Interface) *network {
@@ -91,30 +95,54 @@ func (n *network) find(ctx context.Context, host string) (service string, to dia
 
 // ServeHTTP implements http.Handler.
 func (n *network) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h := hop{At: time.Now(), Path: r.URL.Path, Type: r.Header.Get("Ce-Type"), ID: r.Header.Get("Ce-Id")}
-	service, to, err := n.find(r.Context(), r.Host)
-	h.Service = service
-	broken := err != nil
-	if !broken {
-		host := r.Host
-		transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return to(ctx) }}
-		(&httputil.ReverseProxy{
-			Transport: transport,
-			Rewrite:   func(p *httputil.ProxyRequest) { p.Out.URL.Scheme, p.Out.URL.Host, p.Out.Host = "http", "behind", host },
-			ModifyResponse: func(r *http.Response) error {
-				h.Status = r.StatusCode
-				return nil
-			},
-			ErrorHandler: func(http.ResponseWriter, *http.Request, error) { broken = true },
-		}).ServeHTTP(w, r)
+	h, err := n.arrive(r)
+	if err == nil {
+		err = n.bring(w, r, h)
 	}
+	n.mu.Lock()
 	h.Done = time.Now()
+	n.mu.Unlock()
+	if err != nil {
+		panic(http.ErrAbortHandler) // to the sender, too, the connection just breaks
+	}
+}
+
+// arrive notes a request, and whose event it is.
+func (n *network) arrive(r *http.Request) (*hop, error) {
+	h := &hop{At: time.Now(), Path: r.URL.Path, Type: r.Header.Get("Ce-Type"), ID: r.Header.Get("Ce-Id")}
+	body, err := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/cloudevents+json") {
+		_ = json.Unmarshal(body, h)
+	}
 	n.mu.Lock()
 	n.hops = append(n.hops, h)
 	n.mu.Unlock()
-	if broken {
-		panic(http.ErrAbortHandler) // to the sender, too, the connection just breaks
+	return h, err
+}
+
+// bring has who stands behind the Service answer.
+func (n *network) bring(w http.ResponseWriter, r *http.Request, h *hop) error {
+	service, to, err := n.find(r.Context(), r.Host)
+	n.mu.Lock()
+	h.Service = service
+	n.mu.Unlock()
+	if err != nil {
+		return err
 	}
+	host := r.Host
+	(&httputil.ReverseProxy{
+		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return to(ctx) }},
+		Rewrite:   func(p *httputil.ProxyRequest) { p.Out.URL.Scheme, p.Out.URL.Host, p.Out.Host = "http", "behind", host },
+		ModifyResponse: func(r *http.Response) error {
+			n.mu.Lock()
+			h.Status = r.StatusCode
+			n.mu.Unlock()
+			return nil
+		},
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, failure error) { err = failure },
+	}).ServeHTTP(w, r)
+	return err
 }
 
 // seen returns the hops to a service that the filter wants.
@@ -123,8 +151,8 @@ func (n *network) seen(service string, want func(hop) bool) []hop {
 	defer n.mu.Unlock()
 	var found []hop
 	for _, h := range n.hops {
-		if h.Service == service && want(h) {
-			found = append(found, h)
+		if h.Service == service && want(*h) {
+			found = append(found, *h)
 		}
 	}
 	return found

@@ -87,7 +87,7 @@ func (p *process) run(t *testing.T, on func(func() error) error) {
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
-			t.Logf("%s\n%s", p.log, p.tail())
+			t.Logf("%s said: %s", p.name, p.log)
 		}
 	})
 }
