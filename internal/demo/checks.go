@@ -178,5 +178,5 @@ func rowsOf(ctx context.Context, r *subject) (string, error) {
 func reported(anomaly string) check {
 	return equals("every sweep reports it as "+anomaly, `
 		select count(*) > 0 and bool_and(anomalies @> jsonb_build_array(jsonb_build_object('kind', '`+anomaly+`', 'reservationIds', jsonb_build_array($1::text))))
-		from expiry.sweeps where outcome <> 'running'`, "true")
+		from expiry.sweeps where outcome <> 'running' and not paused`, "true")
 }

@@ -26,8 +26,7 @@ func main() {
 
 const (
 	lookEvery = 500 * time.Millisecond
-	// patience is how long the demo waits for everything to be as it should be. The volume that its driver has left
-	// takes longest: the service gives the driver a minute.
+	// patience is how long the demo waits for everything to be as it should be.
 	patience = 3 * time.Minute
 )
 
@@ -202,7 +201,9 @@ func (d *demo) happen(ctx context.Context) error {
 			if err := h.do(ctx); err != nil {
 				return err
 			}
-			h.done = true
+			if h.done = true; h.said != "" {
+				d.screen.say("", "%s", h.said)
+			}
 		}
 	}
 	return nil

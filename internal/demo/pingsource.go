@@ -15,8 +15,8 @@ import (
 // tickTime is how long a tick may take to be answered.
 const tickTime = 75 * time.Second
 
-// post sends a CloudEvent in binary mode and returns the answer's body.
-func post(ctx context.Context, url, kind, data, accept string) ([]byte, error) {
+// post sends a CloudEvent in binary mode, with further attributes as "ce-name: value", and returns the answer's body.
+func post(ctx context.Context, url, kind, data, accept string, more ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, tickTime)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(data))
@@ -27,6 +27,10 @@ func post(ctx context.Context, url, kind, data, accept string) ([]byte, error) {
 		"Content-Type": "application/json", "Accept": accept, "Ce-Specversion": "1.0", "Ce-Type": kind, "Ce-Id": uuid.NewString(),
 		"Ce-Source": "/apis/v1/namespaces/demo/pingsources/reservation-expiry", "Ce-Time": time.Now().UTC().Format(time.RFC3339Nano),
 	} {
+		request.Header.Set(name, value)
+	}
+	for _, attribute := range more {
+		name, value, _ := strings.Cut(attribute, ": ")
 		request.Header.Set(name, value)
 	}
 	response, err := http.DefaultClient.Do(request)

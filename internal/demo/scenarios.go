@@ -8,5 +8,6 @@ var scenarios = []scenario{
 	reclaimed, missingPod, evicted, failedLaunch, sameName, strayPod,
 	expiredWithDisk, expiredWithUnnamedDisk, driverLeftIt, cancelled, diskTakenOver,
 	oldSnapshots, foreignSnapshots, deletedDisk, deletedLately, restoredDisk, staleLock, freshLock,
+	manyMissing, pausedAtItsEnd, deadLetter,
 	whole,
 }

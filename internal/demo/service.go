@@ -23,8 +23,9 @@ const (
 	readyTime  = 30 * time.Second
 	stopTime   = 25 * time.Second
 	grace      = 3 * time.Second
-	missing    = 8 * time.Second // MISSING_CONFIRM
-	tickEvery  = 5 * time.Second
+	missing    = 3 * time.Second // MISSING_CONFIRM: less than between two ticks
+	driver     = 8 * time.Second // DRIVER_GRACE
+	tickEvery  = 4 * time.Second
 	spotServer = "t4"
 )
 
@@ -70,8 +71,7 @@ func serviceEnviron(c *components, p *platform.Platform, port int, facts string)
 		"AWS_ACCESS_KEY_ID="+p.Account, "AWS_SECRET_ACCESS_KEY=demo", "AWS_EC2_METADATA_DISABLED=true",
 		"DISK_CONTENTS_BUCKET="+p.Bucket, "DOMAIN_NAME="+platform.Domain, "HOSTED_ZONE_ID="+p.ZoneID,
 		"AVAILABILITY_UPDATER_FUNCTION_NAME="+p.Function, "SPOT_GPU_TYPES="+spotServer,
-		fmt.Sprintf("GRACE_PERIOD_SECONDS=%d", int(grace.Seconds())), "MISSING_CONFIRM="+missing.String(),
-		"BRAKE_MIN=1000", // here most reservations end at once, which is what the brake is there to doubt
+		fmt.Sprintf("GRACE_PERIOD_SECONDS=%d", int(grace.Seconds())), "MISSING_CONFIRM="+missing.String(), "DRIVER_GRACE="+driver.String(),
 	), nil
 }
 
@@ -82,6 +82,18 @@ func migrate(ctx context.Context, environ []string) error {
 		return fmt.Errorf("migrate: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return nil
+}
+
+// command runs one of the service's own commands, as an operator would, and returns what it prints.
+func (s *service) command(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Env = s.environ
+	out, err := cmd.CombinedOutput()
+	said := strings.Join(strings.Fields(string(out)), " ")
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", binary, args[0], err, said)
+	}
+	return said, nil
 }
 
 func freePort() (int, error) {

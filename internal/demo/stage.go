@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -29,6 +30,7 @@ type subject struct {
 	stage  *stage
 	title  string
 	hidden bool     // it is no row of the table
+	letter bool     // it is the event that the broker gave up on
 	rows   string   // its rows as they were at the start
 	kept   []string // snapshots, in the order they were made
 	checks []check
@@ -45,6 +47,7 @@ type happening struct {
 	what string
 	due  func(ctx context.Context) (bool, error)
 	do   func(ctx context.Context) error
+	said string // what came of it, in words
 	done bool
 }
 
@@ -131,6 +134,24 @@ func (r *subject) also(do func(ctx context.Context) error) *subject {
 // meanwhile has somebody do something as soon as it is due.
 func (s *stage) meanwhile(what string, due func(ctx context.Context) (bool, error), do func(ctx context.Context) error) {
 	s.events = append(s.events, &happening{what: what, due: due, do: do})
+}
+
+// operate has an operator run one of the service's own commands as soon as a query, whose $1 is id, says "true".
+func (s *stage) operate(what, id, due string, args func(ctx context.Context) ([]string, error)) {
+	h := &happening{what: what}
+	h.due = func(ctx context.Context) (bool, error) {
+		yes, err := s.Text(ctx, due, id)
+		return yes == "true", err
+	}
+	h.do = func(ctx context.Context) error {
+		words, err := args(ctx)
+		if err == nil {
+			h.said, err = s.service.command(ctx, words...)
+			h.said, _, _ = strings.Cut(h.said, " {") // JSON is for others
+		}
+		return err
+	}
+	s.events = append(s.events, h)
 }
 
 // failing checks all expectations of all subjects, several at a time. It returns, for those subjects of which not all

@@ -152,7 +152,7 @@ func render(lines []line) string {
 
 var colors = map[string]text.Color{
 	"expired": text.FgYellow, "cancelled": text.FgYellow, "failed": text.FgRed, "active": text.FgGreen,
-	"released": text.FgGreen, "nothing to keep": text.FgGreen, "superseded": text.FgCyan, "lost": text.FgRed, "–": text.Faint,
+	"dead letter": text.FgRed, "replayed": text.FgGreen, "released": text.FgGreen, "nothing to keep": text.FgGreen, "superseded": text.FgCyan, "lost": text.FgRed, "–": text.Faint,
 }
 
 func paint(column int, cell string) string {

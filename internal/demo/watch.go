@@ -28,6 +28,8 @@ type world struct {
 	snapshots map[string]types.Snapshot // by id
 	made      map[string]types.Snapshot // by the reservation whose cleanup made it
 	sweeps    int
+	braked    string // why the newest sweep has held something back; empty: it has not
+	replayed  bool   // the dead letter was
 }
 
 type row struct {
@@ -79,6 +81,12 @@ func look(ctx context.Context, p *platform.Platform) (*world, error) {
 	if err := p.SQL.QueryRow(ctx, "select count(*) from expiry.sweeps where finished_at is not null").Scan(&w.sweeps); err != nil {
 		return nil, fmt.Errorf("look at the sweeps: %w", err)
 	}
+	if err := p.SQL.QueryRow(ctx, `
+		select coalesce((select case when braked then brake->>'reason' end from expiry.sweeps where finished_at is not null and not paused
+		                 order by started_at desc limit 1), ''),
+		       exists (select from expiry.dead_letters where replayed_at is not null)`).Scan(&w.braked, &w.replayed); err != nil {
+		return nil, fmt.Errorf("look at the brake and the dead letters: %w", err)
+	}
 	return w, w.lookOutside(ctx, p)
 }
 
@@ -126,6 +134,12 @@ func (w *world) of(r *subject) line {
 	l := line{r.title, "–"}
 	l[3] = w.podOf(r)
 	l[4] = w.diskOf(r)
+	switch {
+	case r.letter && w.replayed:
+		l[1] = "replayed"
+	case r.letter:
+		l[1] = "dead letter"
+	}
 	found, ok := w.rows[r.ID]
 	if !ok {
 		return l
@@ -138,6 +152,9 @@ func (w *world) of(r *subject) line {
 	default:
 		l[5] = strings.ReplaceAll(found.Outcome, "_", " ")
 		l[6] = strings.TrimPrefix(found.Said, found.Status+": ")
+	}
+	if found.Status == "active" && l[3] == "gone" && w.braked != "" {
+		l[6] = "the brake: " + w.braked
 	}
 	return l
 }

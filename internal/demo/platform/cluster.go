@@ -170,6 +170,14 @@ func (p *Platform) SetPodStatus(ctx context.Context, name string, change func(*c
 	return nil
 }
 
+// LosePod has a server's pod vanish from the cluster, and nothing else.
+func (p *Platform) LosePod(ctx context.Context, s Server) error {
+	if err := p.Cluster.CoreV1().Pods(Namespace).Delete(ctx, s.Pod, *metav1.NewDeleteOptions(0)); err != nil {
+		return fmt.Errorf("lose pod %s: %w", s.Pod, err)
+	}
+	return nil
+}
+
 // LoseNode has EC2 take a node's instance back: the node and its pods vanish from the cluster.
 func (p *Platform) LoseNode(ctx context.Context, s Server) error {
 	if err := p.reclaim(ctx, s.Node.Instance); err != nil {
