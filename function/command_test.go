@@ -71,7 +71,7 @@ func newBase(t *testing.T) *base {
 	db, err := postgres.Open(t.Context(), database, postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)
-	return &base{t: t, database: database, environ: login(t, database), rows: rows, db: db}
+	return &base{t: t, database: database, environ: login(t, stacktest.AsService(t, database)), rows: rows, db: db}
 }
 
 func (b *base) exec(statement string, args ...any) {
@@ -228,7 +228,7 @@ func TestADatabaseThatCannotBeUsedIsNamedWithoutItsPassword(t *testing.T) {
 		"POSTGRES_PASSWORD=wrong-password": "password authentication failed",
 	} {
 		for _, args := range [][]string{{"status"}, {"migrate"}, {"sweep"}} {
-			environ := append(append([]string{}, b.environ...), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", change)
+			environ := append(login(t, b.database), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", change)
 			r := command(t, environ, args...)
 			require.Equal(t, 1, r.code, "%v %s", args, r.err)
 			said := complaint(t, r)

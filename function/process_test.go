@@ -61,6 +61,7 @@ func (o *output) String() string {
 	return o.said.String()
 }
 
+// startProcess starts it with the rights on the database that the service has in production.
 func startProcess(t *testing.T, database string, more ...string) *process {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -70,7 +71,7 @@ func startProcess(t *testing.T, database string, more ...string) *process {
 
 	p := &process{log: &output{}, exited: make(chan error, 1), desk: &desk{url: "http://127.0.0.1:" + strconv.Itoa(port)}}
 	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])
-	p.cmd.Env = append(append(login(t, database),
+	p.cmd.Env = append(append(login(t, stacktest.AsService(t, database)),
 		asCommand+"=1", "PORT="+strconv.Itoa(port), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", "PATH="+os.Getenv("PATH")), more...)
 	p.cmd.Stderr, p.cmd.Stdout = p.log, p.log
 	require.NoError(t, p.cmd.Start())

@@ -67,9 +67,8 @@ func TestASweepThatItAskedForIsGivenTimeWhenTheProcessEnds(t *testing.T) {
 func TestWithoutTicksItSweepsByItself(t *testing.T) {
 	t.Parallel()
 	owner := stacktest.Database(t)
-	// With no more rights than in production, and nothing but the database within reach: what needs more than that fails
-	// by itself, and says so.
-	p := startProcess(t, stacktest.AsService(t, owner), "SELF_SWEEP=true")
+	// Nothing but the database is within reach: what needs more than that fails by itself, and says so.
+	p := startProcess(t, owner, "SELF_SWEEP=true")
 	conn, err := pgx.Connect(t.Context(), owner)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close(context.Background()) })
@@ -91,11 +90,10 @@ func TestGrantsArePrintedWithoutADatabaseAndRunAsTheOwner(t *testing.T) {
 	require.Contains(t, printed.out, `on reservations to "some role";`)
 	require.Empty(t, printed.err)
 
-	owner := stacktest.Database(t)
-	stacktest.AsService(t, owner) // makes the role
-	granted := command(t, login(t, owner), "migrate", "--grant-to", "reservation_expiry_service")
+	owner, service := stacktest.Database(t), stacktest.ServiceRole(t)
+	granted := command(t, login(t, owner), "migrate", "--grant-to", service)
 	require.Zero(t, granted.code, granted.err)
-	require.Contains(t, granted.out, "granted to reservation_expiry_service")
+	require.Contains(t, granted.out, "granted to "+service)
 
 	refused := command(t, login(t, owner), "migrate", "--grant-to", stacktest.Env(t, "POSTGRES_USER"))
 	require.Equal(t, exitUsage, refused.code)

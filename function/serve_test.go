@@ -31,7 +31,7 @@ type site struct {
 	*server
 	*desk // for post
 
-	database string
+	database string     // for the tables' owner
 	stop     func()     // as SIGTERM does
 	ended    chan error // what serve returned
 }
@@ -52,13 +52,19 @@ func (p plays) Handle(ctx context.Context, f postgres.FollowUp) (followup.Result
 	return p.cleanup(ctx, f)
 }
 
+// serveSite serves as the service does, with no more rights.
 func serveSite(t *testing.T, database string, delivery config.Delivery, p plays, changes ...func(*server)) *site {
+	t.Helper()
+	return serveSiteAs(t, database, stacktest.AsService(t, database), delivery, p, changes...)
+}
+
+func serveSiteAs(t *testing.T, database, login string, delivery config.Delivery, p plays, changes ...func(*server)) *site {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	url := "http://" + listener.Addr().String()
 	delivery.SelfURL = url
-	db, err := postgres.Open(t.Context(), database, postgres.Options{})
+	db, err := postgres.Open(t.Context(), login, postgres.Options{})
 	require.NoError(t, err)
 	s := &site{database: database, ended: make(chan error, 1), desk: &desk{url: url}}
 	s.server = newServer(parts{
@@ -205,6 +211,8 @@ func TestReadyzLooksAtTheSchemaAndTheSink(t *testing.T) {
 	response := s.send(t, http.MethodGet, "/readyz", "", nil)
 	requireRefusal(t, response, text(t, response), "reservation-expiry migrate")
 	require.NoError(t, postgres.Migrate(t.Context(), s.database))
+	require.NoError(t, postgres.MigratePlatformTables(t.Context(), s.database))
+	require.NoError(t, postgres.Grant(t.Context(), s.database, stacktest.ServiceRole(t)))
 	require.Equal(t, http.StatusOK, s.send(t, http.MethodGet, "/readyz", "", nil).StatusCode)
 
 	s = serveSite(t, stacktest.Database(t), config.Delivery{Service: "expiry"}, plays{})
@@ -213,7 +221,7 @@ func TestReadyzLooksAtTheSchemaAndTheSink(t *testing.T) {
 	require.Nil(t, s.dispatcher, "Knative would scale it away under work that it sends itself")
 	require.Equal(t, http.StatusServiceUnavailable, s.post(t, "/", binary(event.Ping), "").StatusCode)
 
-	s = serveSite(t, "postgres://nobody:hunter2@127.0.0.1:1/none", config.Delivery{}, plays{})
+	s = serveSiteAs(t, "", "postgres://nobody:hunter2@127.0.0.1:1/none", config.Delivery{}, plays{})
 	response = s.send(t, http.MethodGet, "/readyz", "", nil)
 	body := text(t, response)
 	requireRefusal(t, response, body, "database cannot be reached")

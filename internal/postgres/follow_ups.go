@@ -150,12 +150,13 @@ func (db *DB) NextDispatch(ctx context.Context) (time.Duration, bool, error) {
 	return max(0, time.Duration(*seconds[0]*float64(time.Second))), true, nil
 }
 
-// ClaimFollowUp leases a due follow-up to the caller for the given time. It reports false, without an error, where
+// ClaimFollowUp leases a due follow-up to the caller for the given time. Its event has arrived: should the caller die, it
+// is asked for again as soon as the lease lapses. It reports false, without an error, where
 // the row is absent, done, not due yet or under another's lease: FollowUpStanding says which.
 func (db *DB) ClaimFollowUp(ctx context.Context, kind FollowUpKind, key string, token uuid.UUID, lease time.Duration) (FollowUp, bool, error) {
 	claimed, err := query(ctx, db, scanFollowUp, `
 		update expiry.follow_ups
-		set lease_token = $3, lease_expires_at = clock_timestamp() + $4, updated_at = clock_timestamp()
+		set lease_token = $3, lease_expires_at = clock_timestamp() + $4, ask_again_at = '-infinity', updated_at = clock_timestamp()
 		where kind = $1 and key = $2 and state = 'due' and due_at <= clock_timestamp()
 		  and (lease_expires_at is null or lease_expires_at <= clock_timestamp())
 		returning `+followUpColumns, kind, key, token, lease)

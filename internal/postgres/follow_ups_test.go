@@ -366,7 +366,7 @@ func TestFollowUpsBehaveLikeTheirModel(t *testing.T) {
 					require.Equal(t, m.attempts, claimed.Attempts)
 					require.Equal(t, m.version, claimed.Version)
 					claims = append(claims, claimed)
-					m.holder, m.held = len(claims)-1, lease > 0
+					m.holder, m.held, m.asked = len(claims)-1, lease > 0, false
 				}
 			},
 			"finish": end(

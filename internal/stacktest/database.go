@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	_ "github.com/jackc/pgx/v5/stdlib" // the driver that pgtestdb is told to use
 	"github.com/peterldowns/pgtestdb"
 	"github.com/peterldowns/pgtestdb/migrators/common"
@@ -49,7 +51,6 @@ func create(t testing.TB, migrator pgtestdb.Migrator) *pgtestdb.Config {
 		TestRole: &pgtestdb.Role{
 			Username: Env(t, "POSTGRES_USER"), Password: Env(t, "POSTGRES_PASSWORD"), Capabilities: pgtestdb.DefaultRoleCapabilities,
 		},
-		ForceTerminateConnections: true, // PgBouncer holds on to a few
 	}
 	server, err := config.Connect()
 	if err == nil {
@@ -58,7 +59,27 @@ func create(t testing.TB, migrator pgtestdb.Migrator) *pgtestdb.Config {
 	if err != nil {
 		t.Fatalf("%s (%v)", notUp, err)
 	}
-	return pgtestdb.Custom(t, config, migrator)
+	database := pgtestdb.Custom(t, config, migrator)
+	t.Cleanup(func() {
+		if !t.Failed() { // first, and by force: PgBouncer holds on to some connections, and may just be making another
+			force(t, super.String(), "drop database "+pgx.Identifier{database.Database}.Sanitize()+" with (force)")
+		}
+	})
+	return database
+}
+
+// force runs a statement whose failure another step will report.
+func force(t testing.TB, url, statement string) {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	conn, err := pgx.Connect(ctx, url)
+	if err == nil {
+		_, err = conn.Exec(ctx, statement)
+		err = errors.Join(err, conn.Close(ctx))
+	}
+	if err != nil {
+		t.Logf("%s: %v", statement, err)
+	}
 }
 
 // migrated makes the template that every test's database is copied from, with what is granted to the service.
