@@ -58,7 +58,7 @@ func newWorld(ctx context.Context, c config.Config, clock func() time.Time, log 
 	disks := snapshot.World{Store: db, EC2: ec2, Cluster: cluster, Identity: sts}
 	diskOptions := snapshot.Options{KeepVolumes: c.Rules.KeepVolumes, DriverGrace: c.Rules.DriverGrace, Log: log, Trace: t}
 	rest := cleanup.World{
-		Store: db, Cluster: cluster, EC2: ec2, Router: aws.NewLoadBalancer(amazon), Disk: snapshot.NewKeeper(disks, diskOptions),
+		Store: db, Cluster: cluster, EC2: ec2, Identity: sts, Router: aws.NewLoadBalancer(amazon), Disk: snapshot.NewKeeper(disks, diskOptions),
 	}
 	if c.Cloud.HostedZoneID != "" {
 		rest.DNS = aws.NewRoute53(amazon, c.Cloud.HostedZoneID, c.Cloud.DomainName)

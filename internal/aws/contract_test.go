@@ -32,9 +32,9 @@ import (
 func TestContractOfTheOwnAccount(t *testing.T) {
 	t.Parallel()
 	account := stacktest.AWS(t)
-	number, err := aws.NewSTS(account.Config).Account(t.Context())
+	own, err := aws.NewSTS(account.Config).Account(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, account.ID, number)
+	require.Equal(t, disk.Account{ID: account.ID, Region: account.Config.Region}, own)
 }
 
 func TestContractOfListings(t *testing.T) {

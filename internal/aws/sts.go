@@ -7,13 +7,14 @@ import (
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 
+	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
 )
 
 // STS knows whose credentials these are.
 type STS struct {
-	credentials awssdk.CredentialsProvider
-	client      *sts.Client
+	client *sts.Client
+	region string
 
 	mu      sync.Mutex
 	account string
@@ -21,27 +22,22 @@ type STS struct {
 
 // NewSTS returns a client that has not connected yet.
 func NewSTS(cfg awssdk.Config) *STS {
-	return &STS{credentials: cfg.Credentials, client: sts.NewFromConfig(bounded(cfg))}
+	return &STS{client: sts.NewFromConfig(bounded(cfg)), region: cfg.Region}
 }
 
-// Account returns the number of the account that owns what this service makes. It is asked for once per process;
-// credentials of a service account's role carry it already. A failure is not remembered.
-func (s *STS) Account(ctx context.Context) (string, error) {
+// Account returns the account that owns what this service makes, and the region that it works in. AWS is asked once per
+// process, whatever the credentials say of themselves: it is to be seen who answers. A failure is not remembered.
+func (s *STS) Account(ctx context.Context) (disk.Account, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.account != "" {
-		return s.account, nil
+	if s.account == "" {
+		out, err := s.client.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
+		if err != nil {
+			return disk.Account{}, failed(err, "ask for the own account")
+		}
+		if s.account = awssdk.ToString(out.Account); s.account == "" {
+			return disk.Account{}, fault.Errorf(fault.Transient, "ask for the own account: none in the answer")
+		}
 	}
-	if c, err := s.credentials.Retrieve(ctx); err == nil && c.AccountID != "" {
-		s.account = c.AccountID
-		return s.account, nil
-	}
-	out, err := s.client.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
-	if err != nil {
-		return "", failed(err, "ask for the own account")
-	}
-	if s.account = awssdk.ToString(out.Account); s.account == "" {
-		return "", fault.Errorf(fault.Transient, "ask for the own account: none in the answer")
-	}
-	return s.account, nil
+	return disk.Account{ID: s.account, Region: s.region}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/aws"
+	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
 )
 
@@ -26,12 +27,12 @@ func TestTheAccountIsAskedForOnceAndAFailureIsNotRemembered(t *testing.T) {
 	for range 3 {
 		account, err := sts.Account(t.Context())
 		require.NoError(t, err)
-		require.Equal(t, "123456789012", account)
+		require.Equal(t, disk.Account{ID: "123456789012", Region: cfg.Region}, account)
 	}
 	fake.calls(t, 3)
 }
 
-func TestCredentialsThatNameTheirAccountAreBelieved(t *testing.T) {
+func TestTheAccountIsThatOfWhoeverAnswersAndNotWhatTheCredentialsSay(t *testing.T) {
 	t.Parallel()
 	fake, cfg := newFake(t, identity("999999999999"))
 	cfg.Credentials = awssdk.CredentialsProviderFunc(func(context.Context) (awssdk.Credentials, error) {
@@ -39,6 +40,6 @@ func TestCredentialsThatNameTheirAccountAreBelieved(t *testing.T) {
 	})
 	account, err := aws.NewSTS(cfg).Account(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, "123456789012", account)
-	fake.calls(t, 0)
+	require.Equal(t, "999999999999", account.ID)
+	fake.calls(t, 1)
 }

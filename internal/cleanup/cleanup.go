@@ -65,6 +65,7 @@ type Cluster interface {
 	WriteFile(ctx context.Context, namespace, podName, container string, f pod.File) error
 	RunListing(ctx context.Context, namespace, podName, container, dir string) (pod.Listing, error)
 
+	GetService(ctx context.Context, namespace, name string) (pod.Service, error)
 	ListServices(ctx context.Context, namespace string) ([]pod.Service, error)
 	DeleteService(ctx context.Context, namespace, name, uid string) error
 

@@ -161,14 +161,18 @@ func TestATargetGroupInUseIsTriedAgain(t *testing.T) {
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
 }
 
-func TestWithoutAZoneDNSIsLeftOut(t *testing.T) {
+func TestWithoutAZoneOnlyTheRowsOfTheReservationsDomainsGo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.stand(t)
+	w.exec(t, "insert into reservations (reservation_id, user_id, status, domain_name) values ('newer', 'bob', 'active', 'Sly-Fox')")
+	w.exec(t, "insert into domain_mappings (domain_name, reservation_id) values ('calm-cat', 'newer'), ('sly-fox', $1)", id)
 	w.request(t)
 	w.build(func(parts *cleanup.World) { parts.DNS = nil })
 	w.deliver(t.Context(), t)
-	require.Equal(t, "skipped: HOSTED_ZONE_ID or DOMAIN_NAME is not set", w.step(t, postgres.StepDNS))
+	require.Contains(t, w.step(t, postgres.StepDNS), "HOSTED_ZONE_ID or DOMAIN_NAME is not set; grumpy-bear: 0 records; sly-fox is another's by now")
+	require.Equal(t, "calm-cat sly-fox", read[string](t, w, "select string_agg(domain_name, ' ' order by domain_name) from domain_mappings"))
+	require.True(t, w.records[fqdn])
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
 }
 

@@ -1,6 +1,7 @@
 package cleanup
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -112,11 +113,23 @@ func (a *Action) services(ctx context.Context, d *delivery) (result, error) {
 	return finished(outcome, strings.Join(append(deleted, left...), "; "))
 }
 
-// servicesOf asks for all pods only where there is a service which might be another's, too.
+// servicesOf returns the services that stand before this pod alone. That the one named after it is not there is believed
+// of a direct GET only. All pods are asked for only where there is a service which might be another's, too.
 func (a *Action) servicesOf(ctx context.Context, p pod.Pod) ([]pod.Service, error) {
 	services, err := a.Cluster.ListServices(ctx, p.Namespace)
-	if err != nil || len(pod.ServicesOf(p, nil, services)) == 0 {
+	if err != nil {
 		return nil, err
+	}
+	if ssh := pod.SSHService(p.Name); !slices.ContainsFunc(services, func(s pod.Service) bool { return s.Name == ssh }) {
+		switch s, err := a.Cluster.GetService(ctx, p.Namespace, ssh); {
+		case err == nil:
+			services = append(services, s)
+		case !fault.Is(err, fault.Gone):
+			return nil, err
+		}
+	}
+	if len(pod.ServicesOf(p, nil, services)) == 0 {
+		return nil, nil
 	}
 	pods, err := a.Cluster.ListPods(ctx, p.Namespace)
 	if err != nil {
@@ -195,7 +208,7 @@ func (a *Action) lookAt(ctx context.Context, p pod.Pod) (now pod.Pod, gone bool,
 }
 
 func (a *Action) podGone(ctx context.Context, d *delivery, outcome, detail string) (result, error) {
-	if err := a.sameCluster(ctx); err != nil {
+	if err := a.home.SameCluster(ctx); err != nil {
 		return result{}, err
 	}
 	err := a.Store.RecordPodGone(ctx, d.id, outcome, detail)
@@ -229,28 +242,34 @@ func (a *Action) mayForce(ctx context.Context, d *delivery, p pod.Pod) string {
 		}
 		return fmt.Sprintf("it has no disk and did not stop in %s", grace+forceAfter)
 	}
-	instance := c.InstanceID
-	if p.Node != "" {
-		node, err := a.Cluster.GetNode(ctx, p.Node)
-		switch {
-		case fault.Is(err, fault.Gone):
-			return fmt.Sprintf("node %s is gone", p.Node)
-		case err != nil:
-			a.opts.Log.WarnContext(ctx, "cannot tell whether the pod's node is gone", "node", p.Node, "error", err)
-		case node.InstanceID != "":
-			instance = node.InstanceID
-		}
+	if p.Node == "" {
+		return "" // it never ran, and goes by itself
 	}
+	node, err := a.Cluster.GetNode(ctx, p.Node)
+	nodeGone := fault.Is(err, fault.Gone)
+	if err != nil && !nodeGone {
+		a.opts.Log.WarnContext(ctx, "cannot tell whether the pod's node is gone", "node", p.Node, "error", err)
+	}
+	return a.halted(ctx, p.Node, nodeGone, cmp.Or(node.InstanceID, c.InstanceID))
+}
+
+// halted returns why nothing runs on a node any more: EC2 says that its instance has stopped, or node and instance are
+// both gone. Either alone may be somebody's mistake: a node object can be deleted under a kubelet that runs on.
+func (a *Action) halted(ctx context.Context, node string, nodeGone bool, instance string) string {
 	if instance == "" {
+		if nodeGone {
+			return fmt.Sprintf("node %s is gone, its instance was never known", node)
+		}
 		return ""
 	}
 	i, err := a.EC2.DescribeInstance(ctx, instance)
+	gone, err := a.home.Gone(ctx, err)
 	switch {
-	case fault.Is(err, fault.Gone):
-		return fmt.Sprintf("instance %s is gone", instance)
 	case err != nil:
 		a.opts.Log.WarnContext(ctx, "cannot tell whether the pod's instance has stopped", "instance", instance, "error", err)
-	case i.Halted():
+	case gone && nodeGone:
+		return fmt.Sprintf("node %s and its instance %s are gone", node, instance)
+	case !gone && i.Halted():
 		return fmt.Sprintf("instance %s is %s", instance, i.State)
 	}
 	return ""

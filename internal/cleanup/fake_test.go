@@ -25,8 +25,10 @@ type outside struct {
 	after  func(call string) error
 
 	uid      string
+	account  disk.Account
 	pods     map[string]pod.Pod // by namespace/name, as all of Kubernetes' objects
 	services map[string]pod.Service
+	unlisted bool // services do not show in listings
 	claims   map[string]pod.Claim
 	volumes  map[string]pod.PersistentVolume
 	nodes    map[string]pod.Node
@@ -46,7 +48,7 @@ type outside struct {
 func newOutside(now func() time.Time) *outside {
 	return &outside{
 		now: now,
-		uid: "cluster-1", pods: map[string]pod.Pod{}, services: map[string]pod.Service{}, claims: map[string]pod.Claim{},
+		uid: "cluster-1", account: disk.Account{ID: "111122223333", Region: "us-east-1"}, pods: map[string]pod.Pod{}, services: map[string]pod.Service{}, claims: map[string]pod.Claim{},
 		volumes: map[string]pod.PersistentVolume{}, nodes: map[string]pod.Node{}, instances: map[string]disk.Instance{},
 		files: map[string]string{}, objects: map[string]string{}, records: map[string]bool{}, rules: map[string]bool{}, groups: map[string]int{},
 	}
@@ -122,10 +124,16 @@ func (o *outside) ListPods(_ context.Context, namespace string) (pods []pod.Pod,
 	return pods, err
 }
 
+func (o *outside) GetService(_ context.Context, namespace, name string) (pod.Service, error) {
+	return get(o, "service", o.services, namespace+"/"+name)
+}
+
+func (o *outside) Account(context.Context) (disk.Account, error) { return o.account, nil }
+
 func (o *outside) ListServices(_ context.Context, namespace string) (services []pod.Service, err error) {
 	err = o.do("list services "+namespace, func() error {
 		for _, s := range o.services {
-			if s.Namespace == namespace {
+			if s.Namespace == namespace && !o.unlisted {
 				services = append(services, s)
 			}
 		}

@@ -205,10 +205,7 @@ func (a *Action) nameDisk(ctx context.Context, d *delivery) error {
 		return nil
 	}
 	v, err := a.EC2.DescribeVolume(ctx, c.VolumeID)
-	if fault.Is(err, fault.Gone) || err == nil && v.Tags[disk.TagDisk] == "" {
-		return nil
-	}
-	if err != nil {
+	if _, err = a.home.Gone(ctx, err); err != nil || v.Tags[disk.TagDisk] == "" {
 		return err
 	}
 	c.DiskName = v.Tags[disk.TagDisk]

@@ -11,28 +11,31 @@ import (
 	"gpudev.internal/reservation-expiry/internal/reservation"
 )
 
-// records deletes the DNS records of the domains that the reservation's rows hold, and those rows.
+// records deletes the DNS records of the domains that the reservation's rows hold, and those rows. Without a zone there
+// are none of ours, and the rows go alone.
 func (a *Action) records(ctx context.Context, d *delivery) (result, error) {
-	if a.DNS == nil || a.opts.Domain == "" {
-		return finished(skipped, "HOSTED_ZONE_ID or DOMAIN_NAME is not set")
-	}
 	id := d.id
 	domains, err := a.Store.DomainsOf(ctx, id)
 	if err != nil {
 		return result{}, err
 	}
-	outcome := nothing
+	zoned, outcome := a.DNS != nil && a.opts.Domain != "", nothing
 	var said []string
+	if !zoned {
+		outcome, said = skipped, append(said, "HOSTED_ZONE_ID or DOMAIN_NAME is not set")
+	}
 	for _, domain := range domains {
 		fqdn, ok := reservation.Reservation{DomainName: domain}.DNSName(a.opts.Domain)
-		if !ok {
+		if zoned && !ok {
 			outcome = notOurs
 			said = append(said, fmt.Sprintf("%q is no name below %s", domain, a.opts.Domain))
 			continue
 		}
 		var deleted []string
 		ours, err := a.Store.RemoveDomain(ctx, id, domain, func(ctx context.Context) (err error) {
-			deleted, err = a.DNS.DeleteRecords(ctx, fqdn)
+			if zoned {
+				deleted, err = a.DNS.DeleteRecords(ctx, fqdn)
+			}
 			return err
 		})
 		switch {

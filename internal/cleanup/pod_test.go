@@ -220,6 +220,11 @@ func TestAStubbornPodIsWaitedForAndForcedOnlyWhereItCannotRunOn(t *testing.T) {
 	halted := func(s disk.InstanceState) func(*world) {
 		return func(w *world) { w.instances[host] = disk.Instance{ID: host, State: s} }
 	}
+	bothGone := func(w *world) {
+		delete(w.nodes, node)
+		delete(w.instances, host)
+	}
+	unknownHost := func(_ *testing.T, w *world) { w.nodes[node] = pod.Node{Name: node} }
 	noDisk := func(t *testing.T, w *world) {
 		w.exec(t, "update reservations set ebs_volume_id = null, disk_name = null")
 		w.exec(t, "delete from disks")
@@ -237,8 +242,11 @@ func TestAStubbornPodIsWaitedForAndForcedOnlyWhereItCannotRunOn(t *testing.T) {
 		"instance stops":          {then: halted(disk.InstanceStopping), after: time.Hour},
 		"instance stopped":        {then: halted(disk.InstanceStopped), forced: true},
 		"instance terminated":     {then: halted(disk.InstanceTerminated), forced: true},
-		"instance forgotten":      {then: func(w *world) { delete(w.instances, host) }, forced: true},
-		"node gone":               {then: func(w *world) { delete(w.nodes, node) }, forced: true},
+		"instance forgotten":      {then: func(w *world) { delete(w.instances, host) }, after: time.Hour},
+		"node gone":               {then: func(w *world) { delete(w.nodes, node) }, after: time.Hour},
+		"both gone":               {then: bothGone, forced: true},
+		"both, and elsewhere":     {then: func(w *world) { bothGone(w); w.account.Region = "us-west-2" }, after: time.Hour},
+		"gone, and never known":   {setup: unknownHost, then: func(w *world) { delete(w.nodes, node) }, forced: true},
 		"node not ready":          {then: func(w *world) { w.nodes[node] = pod.Node{Name: node, InstanceID: host} }, after: time.Hour},
 		"nobody can tell":         {then: func(w *world) { w.before = failing("get instance") }, after: time.Hour},
 		"without a disk, at once": {setup: noDisk, then: func(*world) {}},
@@ -298,6 +306,16 @@ func TestTheVolumeIsRetainedThoughThePodWentFirst(t *testing.T) {
 	w.deliver(t.Context(), t)
 	require.True(t, w.outside.volumes["pv-alice"].Retained())
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+}
+
+func TestAServiceThatIsMissingFromAListingIsNotGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.unlisted = true
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.NotContains(t, keys(w.services), podKey+"-ssh")
 }
 
 func TestServicesUnderALiveReservationsNameStay(t *testing.T) {

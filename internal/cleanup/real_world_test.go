@@ -194,7 +194,7 @@ func (r *reality) buildRunner(patience time.Duration) {
 	cluster := kube.New(func(context.Context) (*rest.Config, error) { return r.Config, nil }, kube.Options{})
 	quiet := slog.New(slog.DiscardHandler)
 	action := cleanup.New(cleanup.World{
-		Store: r.db, Cluster: cluster, EC2: aws.NewEC2(r.aws.Config), Router: aws.NewLoadBalancer(r.aws.Config),
+		Store: r.db, Cluster: cluster, EC2: aws.NewEC2(r.aws.Config), Identity: aws.NewSTS(r.aws.Config), Router: aws.NewLoadBalancer(r.aws.Config),
 		DNS: aws.NewRoute53(r.aws.Config, r.zoneID, zone), Bucket: aws.NewS3(r.aws.Config, r.bucket()), Disk: keeper{r.db},
 	}, cleanup.Options{Domain: zone, Patience: patience, Interval: 20 * time.Millisecond, Log: quiet})
 	r.runner = followup.NewRunner(r.db, map[postgres.FollowUpKind]followup.Action{postgres.Cleanup: action}, followup.Options{Log: quiet})

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
@@ -128,30 +127,12 @@ func (a *Action) run(ctx context.Context, d *delivery, s step) (result, error) {
 		return result{}, err
 	}
 	if s.kube && !d.checked {
-		if err := a.sameCluster(ctx); err != nil {
+		if err := a.home.SameCluster(ctx); err != nil {
 			return result{}, err
 		}
 		d.checked = true
 	}
 	return s.run(ctx, d)
-}
-
-// sameCluster makes sure that the cluster which says that something is gone is the one where the reservations live.
-func (a *Action) sameCluster(ctx context.Context) error {
-	known, err := a.Store.KnownCluster(ctx)
-	if err != nil {
-		return err
-	}
-	uid, err := a.Cluster.ClusterUID(ctx)
-	switch {
-	case err != nil:
-		return fmt.Errorf("tell which cluster answers: %w", err)
-	case known == "":
-		return errors.New("no sweep has recorded yet which cluster the reservations live in")
-	case uid != known:
-		return fault.Errorf(fault.Transient, "another cluster answers (%s, not %s): nothing is gone", uid, known)
-	}
-	return nil
 }
 
 // recordFailure counts a failure unless the delivery was interrupted, which is nobody's failure.

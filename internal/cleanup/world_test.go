@@ -75,12 +75,13 @@ func newWorld(t *testing.T) *world {
 	}
 	w.build(func(*cleanup.World) {})
 	w.exec(t, "insert into expiry.cluster (uid) values ($1)", w.uid)
+	w.exec(t, "insert into expiry.aws_account (account_id, region) values ($1, $2)", w.account.ID, w.account.Region)
 	return w
 }
 
 // build makes the action, with a change to its world.
 func (w *world) build(change func(*cleanup.World)) {
-	parts := cleanup.World{Store: w.db, Cluster: w.outside, EC2: w.outside, Router: w.outside, Disk: w.outside, DNS: w.outside, Bucket: w.outside}
+	parts := cleanup.World{Store: w.db, Cluster: w.outside, EC2: w.outside, Identity: w.outside, Router: w.outside, Disk: w.outside, DNS: w.outside, Bucket: w.outside}
 	change(&parts)
 	quiet := slog.New(slog.DiscardHandler)
 	w.action = cleanup.New(parts, cleanup.Options{Domain: "dev.example.com", Now: w.clock.now, Sleep: w.clock.sleep, Log: quiet})

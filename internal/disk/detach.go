@@ -15,6 +15,9 @@ const (
 	// ForceAfterHalted is the same for an instance that is stopped or gone: EC2 needs a moment to see it, and a
 	// volume that leaves by a plain detach needs no marking as crash-consistent.
 	ForceAfterHalted = time.Minute
+	// AttachTolerance is how long after its pod is gone an attachment to the pod's own instance may still be one that was
+	// under way for it: the driver asks EC2, waits, and asks again. EC2's clock and ours differ by far less.
+	AttachTolerance = 2 * time.Minute
 )
 
 // Action is what to do about a volume's attachment.
@@ -51,11 +54,12 @@ func (a Action) String() string {
 
 // Holder is what is known of those who may still write to a volume.
 type Holder struct {
-	// EndedAt is when the reservation ended. An attachment made later is somebody else's.
+	// EndedAt is when the reservation ended. An attachment made later is the pod's only on the pod's own instance.
 	EndedAt time.Time
 	// InstanceID is the instance on which the pod ran; empty where unknown. An attachment to another is somebody else's.
 	InstanceID string
-	// PodGoneAt is when the pod was first seen to be gone; zero while it is there.
+	// PodGoneAt is when the pod was first seen to be gone; zero while it is there. An attachment made later than
+	// AttachTolerance after it is somebody else's.
 	PodGoneAt time.Time
 	// ContainersTerminated is true where the kubelet reported every container of the pod terminated.
 	ContainersTerminated bool
@@ -80,8 +84,8 @@ func Detach(v Volume, h Holder, now time.Time) (do Action, reason string) {
 	if h.InstanceID != "" && a.InstanceID != h.InstanceID {
 		return Refuse, fmt.Sprintf("volume %s is attached to %s, the pod ran on %s", v.ID, a.InstanceID, h.InstanceID)
 	}
-	if !h.EndedAt.IsZero() && a.AttachedAt.After(h.EndedAt) {
-		return Refuse, fmt.Sprintf("volume %s was attached to %s after the reservation ended", v.ID, a.InstanceID)
+	if whose := h.othersAttachment(a); whose != "" {
+		return Refuse, fmt.Sprintf("volume %s was attached to %s %s", v.ID, a.InstanceID, whose)
 	}
 	if !h.PlainAt.IsZero() {
 		return force(v, a, h, now)
@@ -96,6 +100,20 @@ func Detach(v Volume, h Holder, now time.Time) (do Action, reason string) {
 		return Wait, fmt.Sprintf("the driver has until %s to detach volume %s", driverUntil.UTC().Format(time.RFC3339), v.ID)
 	}
 	return DetachPlain, fmt.Sprintf("the driver left volume %s %s to %s", v.ID, a.State, a.InstanceID)
+}
+
+// othersAttachment says why an attachment cannot be the pod's by the time at which it was made, empty where it can. One
+// that was under way when the reservation ended, to an instance where its pod is known to have been, still is.
+func (h Holder) othersAttachment(a Attachment) string {
+	switch {
+	case h.EndedAt.IsZero() || !a.AttachedAt.After(h.EndedAt):
+		return ""
+	case h.InstanceID == "":
+		return "after the reservation ended, and where its pod ran is unknown"
+	case !h.PodGoneAt.IsZero() && a.AttachedAt.After(h.PodGoneAt.Add(AttachTolerance)):
+		return "after the reservation's pod was gone"
+	}
+	return ""
 }
 
 func force(v Volume, a Attachment, h Holder, now time.Time) (Action, string) {

@@ -12,7 +12,7 @@ import (
 
 func TestDetachGoesFromWaitingToPlainToForced(t *testing.T) {
 	t.Parallel()
-	ended := now.Add(-time.Hour)
+	ended := now.Add(-time.Hour) // the volume was attached ten hours ago
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	tests := map[string]struct {
 		holder disk.Holder
@@ -30,7 +30,10 @@ func TestDetachGoesFromWaitingToPlainToForced(t *testing.T) {
 		"asked, containers terminated":   {disk.Holder{PlainAt: ago(10 * time.Minute), ContainersTerminated: true}, disk.DetachForced, "containers terminated"},
 		"asked, then halted":             {disk.Holder{PlainAt: ago(time.Minute - 1), InstanceHalted: true}, disk.Wait, "has until"},
 		"asked and halted for a minute":  {disk.Holder{PlainAt: ago(time.Minute), InstanceHalted: true}, disk.DetachForced, "stopped or gone"},
-		"somebody else's attachment":     {disk.Holder{EndedAt: ago(11 * time.Hour), InstanceHalted: true, PlainAt: ago(11 * time.Hour)}, disk.Refuse, "after the reservation ended"},
+		"somebody else's attachment":     {disk.Holder{EndedAt: ago(11 * time.Hour), InstanceHalted: true, PlainAt: ago(11 * time.Hour)}, disk.Refuse, "after the reservation ended, and where its pod ran is unknown"},
+		"under way as it ended":          {disk.Holder{InstanceID: "i-1", EndedAt: ago(11 * time.Hour), PodGoneAt: ago(10*time.Hour + 2*time.Minute)}, disk.DetachPlain, "driver left"},
+		"under way, the pod still there": {disk.Holder{InstanceID: "i-1", EndedAt: ago(11 * time.Hour)}, disk.Wait, "pod is still there"},
+		"attached after the pod":         {disk.Holder{InstanceID: "i-1", EndedAt: ago(11 * time.Hour), PodGoneAt: ago(10*time.Hour + 2*time.Minute + 1)}, disk.Refuse, "after the reservation's pod was gone"},
 		"on another instance":            {disk.Holder{InstanceID: "i-2", InstanceHalted: true, PlainAt: ago(11 * time.Hour)}, disk.Refuse, "the pod ran on i-2"},
 		"on the pod's instance":          {disk.Holder{InstanceID: "i-1", InstanceHalted: true}, disk.DetachPlain, "stopped or gone"},
 		"attached as it ended":           {disk.Holder{EndedAt: ago(10 * time.Hour), InstanceHalted: true}, disk.DetachPlain, "stopped or gone"},
@@ -99,7 +102,8 @@ func TestAForcedDetachIsAlwaysWarranted(t *testing.T) {
 			})
 		}
 		h := disk.Holder{
-			EndedAt: moment.Draw(t, "ended"), PodGoneAt: moment.Draw(t, "pod gone"), PlainAt: moment.Draw(t, "plain"),
+			InstanceID: rapid.SampledFrom([]string{"", "i-1"}).Draw(t, "instance"),
+			EndedAt:    moment.Draw(t, "ended"), PodGoneAt: moment.Draw(t, "pod gone"), PlainAt: moment.Draw(t, "plain"),
 			ContainersTerminated: rapid.Bool().Draw(t, "terminated"), InstanceHalted: rapid.Bool().Draw(t, "halted"),
 		}
 		do, reason := disk.Detach(v, h, now)
@@ -110,7 +114,9 @@ func TestAForcedDetachIsAlwaysWarranted(t *testing.T) {
 			if len(v.Attachments) != 1 {
 				t.Fatalf("%s with %d attachments", do, len(v.Attachments))
 			}
-			if !h.EndedAt.IsZero() && v.Attachments[0].AttachedAt.After(h.EndedAt) {
+			at, unknown := v.Attachments[0].AttachedAt, h.InstanceID == ""
+			late := !h.PodGoneAt.IsZero() && at.After(h.PodGoneAt.Add(disk.AttachTolerance))
+			if !h.EndedAt.IsZero() && at.After(h.EndedAt) && (unknown || late) {
 				t.Fatalf("%s of a younger attachment", do)
 			}
 		}

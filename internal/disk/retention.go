@@ -54,8 +54,9 @@ type Kept struct {
 }
 
 // PlanRetention decides about every snapshot of ours; foreign ones are neither counted nor touched. A disk without
-// a row keeps all it has. The plan is the same for the same input, in whatever order it comes.
-func PlanRetention(snapshots []Snapshot, rows map[Key]Row, account string, now time.Time) Retention {
+// a row keeps all it has. Those that are asked to be purged already are not purged anew, and count for none of the
+// MaxPurges: one that cannot go holds up no other. The plan is the same for the same input, in whatever order it comes.
+func PlanRetention(snapshots []Snapshot, rows map[Key]Row, asked map[string]bool, account string, now time.Time) Retention {
 	byDisk := map[Key][]Snapshot{}
 	for _, s := range snapshots {
 		if Ours(s, account) {
@@ -69,12 +70,12 @@ func PlanRetention(snapshots []Snapshot, rows map[Key]Row, account string, now t
 			plan.Kept = append(plan.Kept, Kept{key, len(inOrder(byDisk[key])), "no row in disks"})
 			continue
 		}
-		plan.add(key, row, byDisk[key], now)
+		plan.add(key, row, byDisk[key], asked, now)
 	}
 	return plan
 }
 
-func (plan *Retention) add(key Key, row Row, snapshots []Snapshot, now time.Time) {
+func (plan *Retention) add(key Key, row Row, snapshots []Snapshot, asked map[string]bool, now time.Time) {
 	snapshots = inOrder(snapshots)
 	switch {
 	case row.Deleted && row.DeleteDate.IsZero():
@@ -96,7 +97,7 @@ func (plan *Retention) add(key Key, row Row, snapshots []Snapshot, now time.Time
 	}
 	purges := 0
 	for _, s := range slices.Backward(snapshots) { // oldest first
-		if ok, reason := mayPurge(s, row, snapshots, now); ok && purges < MaxPurges {
+		if ok, reason := mayPurge(s, row, snapshots, now); ok && !asked[s.ID] && purges < MaxPurges {
 			plan.Purge = append(plan.Purge, Purge{key, s.ID, reason})
 			purges++
 		}

@@ -56,7 +56,7 @@ func TestTheNewestThreeOfALiveDiskStayAndOlderOnesPastSevenDaysGo(t *testing.T) 
 	t.Parallel()
 	plan := disk.PlanRetention([]disk.Snapshot{
 		of("s5", 40*day), of("s1", 10*day), of("s3", 30*day), of("s2", 20*day), of("s4", 35*day),
-	}, live(), account, now)
+	}, live(), nil, account, now)
 	require.Equal(t, []disk.Purge{
 		{Disk: adaWork, SnapshotID: "s5", Reason: "past 7 days, with 3 newer ones"},
 		{Disk: adaWork, SnapshotID: "s4", Reason: "past 7 days, with 3 newer ones"},
@@ -69,7 +69,7 @@ func TestTheNewestThreeOfALiveDiskStayAndOlderOnesPastSevenDaysGo(t *testing.T) 
 func TestWhatIsNotPastSevenDaysStays(t *testing.T) {
 	t.Parallel()
 	snapshots := []disk.Snapshot{of("s1", 1), of("s2", 2), of("s3", 3), of("s4", 7*day), of("s5", 7*day+1)}
-	require.Equal(t, []string{"s5"}, purged(disk.PlanRetention(snapshots, live(), account, now)))
+	require.Equal(t, []string{"s5"}, purged(disk.PlanRetention(snapshots, live(), nil, account, now)))
 }
 
 func TestOnlyCompletedOnesOfOursCountAndGo(t *testing.T) {
@@ -80,8 +80,8 @@ func TestOnlyCompletedOnesOfOursCountAndGo(t *testing.T) {
 		of("old pending", 99*day, state(disk.SnapshotPending)), of("old failed", 99*day, state(disk.SnapshotError)),
 		of("old copy", 99*day, foreign), of("ageless", 0, func(s *disk.Snapshot) { s.StartedAt = time.Time{} }),
 	}
-	require.Empty(t, purged(disk.PlanRetention(snapshots, live(), account, now)))
-	require.Equal(t, []string{"s4"}, purged(disk.PlanRetention(append(snapshots, of("s4", 11*day)), live(), account, now)))
+	require.Empty(t, purged(disk.PlanRetention(snapshots, live(), nil, account, now)))
+	require.Equal(t, []string{"s4"}, purged(disk.PlanRetention(append(snapshots, of("s4", 11*day)), live(), nil, account, now)))
 }
 
 func TestEachDiskIsCountedByItselfAndLosesAtMostTenASweep(t *testing.T) {
@@ -96,7 +96,19 @@ func TestEachDiskIsCountedByItselfAndLosesAtMostTenASweep(t *testing.T) {
 		snapshots = append(snapshots, of(fmt.Sprintf("o%02d", i), time.Duration(20+i)*day, tagged(disk.TagDisk, "other")))
 	}
 	require.Equal(t, []string{"o03", "w19", "w18", "w17", "w16", "w15", "w14", "w13", "w12", "w11", "w10"},
-		purged(disk.PlanRetention(snapshots, rows, account, now)))
+		purged(disk.PlanRetention(snapshots, rows, nil, account, now)))
+}
+
+func TestASnapshotThatCannotGoHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	var snapshots []disk.Snapshot
+	asked := map[string]bool{}
+	for i := range disk.MaxPurges + disk.KeepNewest + 2 {
+		s := of(fmt.Sprintf("s%02d", i), time.Duration(100-i)*day) // the oldest first
+		snapshots = append(snapshots, s)
+		asked[s.ID] = i < disk.MaxPurges // in vain, sweep after sweep
+	}
+	require.Equal(t, []string{"s10", "s11"}, purged(disk.PlanRetention(snapshots, live(), asked, account, now)))
 }
 
 func TestADeletedDisksSnapshotsAreTaggedUntilTheirDateAndThenGo(t *testing.T) {
@@ -111,14 +123,14 @@ func TestADeletedDisksSnapshotsAreTaggedUntilTheirDateAndThenGo(t *testing.T) {
 	rows := map[disk.Key]disk.Row{adaWork: {Deleted: true, DeleteDate: midnight}}
 	before := midnight.Add(-1)
 
-	plan := disk.PlanRetention(snapshots, rows, account, before)
+	plan := disk.PlanRetention(snapshots, rows, nil, account, before)
 	require.Equal(t, []disk.Tagging{{
 		Disk: adaWork, SnapshotIDs: []string{"pending", "recycled", "new", "failed", "wrong", "half", "old"},
 		Tags: map[string]string{"delete-date": "2026-03-14", "marked-deleted-at": fmt.Sprint(before.Unix())},
 	}}, plan.Tag)
 	require.Empty(t, plan.Purge)
 
-	plan = disk.PlanRetention(snapshots, rows, account, midnight)
+	plan = disk.PlanRetention(snapshots, rows, nil, account, midnight)
 	require.Equal(t, []string{"old", "half", "wrong", "right", "failed", "new"}, purged(plan))
 	require.Equal(t, "its disk was to go on 2026-03-14", plan.Purge[0].Reason)
 	require.Empty(t, plan.Untag)
@@ -130,7 +142,7 @@ func TestARestoredDisksSnapshotsLoseTheirTagsAndStay(t *testing.T) {
 	plan := disk.PlanRetention([]disk.Snapshot{
 		of("s1", day), of("s2", 2*day, tagged(disk.TagDeleteDate, "2020-01-01")),
 		of("s3", 3*day, tagged(disk.TagMarkedDeletedAt, "")), of("s4", 0, state(disk.SnapshotPending), tagged(disk.TagDeleteDate, "x")),
-	}, live(), account, now)
+	}, live(), nil, account, now)
 	require.Equal(t, []disk.Untagging{{Disk: adaWork, SnapshotIDs: []string{"s4", "s2", "s3"}}}, plan.Untag)
 	require.Empty(t, plan.Tag)
 	require.Empty(t, plan.Purge)
@@ -147,12 +159,12 @@ func TestWhatIsOddIsKeptAndReported(t *testing.T) {
 		"its disk is deleted without a date": {adaWork: {Deleted: true}},
 		"its disk is deleted but in use":     {adaWork: {Deleted: true, InUse: true, DeleteDate: midnight}},
 	} {
-		plan := disk.PlanRetention(snapshots, rows, account, now)
+		plan := disk.PlanRetention(snapshots, rows, nil, account, now)
 		require.Equal(t, []disk.Kept{{Disk: adaWork, Snapshots: 2, Reason: reason}}, plan.Kept)
 		require.Empty(t, plan.Purge)
 		require.Empty(t, plan.Untag)
 	}
-	plan := disk.PlanRetention(snapshots, map[disk.Key]disk.Row{adaWork: {Deleted: true, InUse: true, DeleteDate: now.Add(1)}}, account, now)
+	plan := disk.PlanRetention(snapshots, map[disk.Key]disk.Row{adaWork: {Deleted: true, InUse: true, DeleteDate: now.Add(1)}}, nil, account, now)
 	require.Empty(t, plan.Kept, "a deleted disk may well be in use until its date has come")
 	require.Len(t, plan.Tag, 1)
 }
@@ -161,7 +173,7 @@ func TestSnapshotsWithoutADisksNameBelongToNoRow(t *testing.T) {
 	t.Parallel()
 	nameless := of("s1", 99*day)
 	delete(nameless.Tags, disk.TagDisk)
-	plan := disk.PlanRetention([]disk.Snapshot{nameless}, live(), account, now)
+	plan := disk.PlanRetention([]disk.Snapshot{nameless}, live(), nil, account, now)
 	require.Equal(t, []disk.Kept{{Disk: disk.Key{User: "ada"}, Snapshots: 1, Reason: "no row in disks"}}, plan.Kept)
 }
 
@@ -251,7 +263,7 @@ func TestRetentionKeepsItsPromisesForAnyWorld(t *testing.T) {
 		for _, s := range snapshots {
 			byID[s.ID] = s
 		}
-		plan := disk.PlanRetention(slices.Clone(snapshots), rows, account, now)
+		plan := disk.PlanRetention(slices.Clone(snapshots), rows, nil, account, now)
 
 		touched := map[string]int{}
 		perDisk := map[disk.Key]int{}
@@ -305,7 +317,7 @@ func TestRetentionKeepsItsPromisesForAnyWorld(t *testing.T) {
 		rand.New(rand.NewPCG(1, uint64(len(snapshots)))).Shuffle(len(shuffled), func(i, j int) {
 			shuffled[i], shuffled[j] = shuffled[j], shuffled[i]
 		})
-		require.Equal(t, plan, disk.PlanRetention(shuffled, rows, account, now))
+		require.Equal(t, plan, disk.PlanRetention(shuffled, rows, nil, account, now))
 	})
 }
 
@@ -315,10 +327,10 @@ func TestRetentionComesToRest(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		snapshots := drawSnapshots(t, []disk.Key{adaWork})
 		for range 5 {
-			gone := purged(disk.PlanRetention(snapshots, live(), account, now))
+			gone := purged(disk.PlanRetention(snapshots, live(), nil, account, now))
 			snapshots = slices.DeleteFunc(snapshots, func(s disk.Snapshot) bool { return slices.Contains(gone, s.ID) })
 		}
-		if rest := purged(disk.PlanRetention(snapshots, live(), account, now)); len(rest) > 0 {
+		if rest := purged(disk.PlanRetention(snapshots, live(), nil, account, now)); len(rest) > 0 {
 			t.Fatal("still purging " + strings.Join(rest, ", "))
 		}
 		old := 0

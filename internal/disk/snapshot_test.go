@@ -135,7 +135,7 @@ func FuzzSnapshotTags(f *testing.F) {
 			StartedAt: now.Add(-time.Duration(age)), Tags: map[string]string{k1: v1, k2: v2, k3: v3},
 		}
 		for _, row := range []disk.Row{{}, {Deleted: true}, {Deleted: true, DeleteDate: now.Add(24 * time.Hour)}} {
-			plan := disk.PlanRetention([]disk.Snapshot{s}, map[disk.Key]disk.Row{s.Key(): row}, account, now)
+			plan := disk.PlanRetention([]disk.Snapshot{s}, map[disk.Key]disk.Row{s.Key(): row}, nil, account, now)
 			require.Empty(t, plan.Purge, "tags alone never delete")
 			if !disk.Ours(s, account) {
 				require.Zero(t, plan)

@@ -190,6 +190,17 @@ func (db *DB) WithVolumeSetAside(ctx context.Context, s SnapshotRecord, act func
 	return verdict, nil
 }
 
+// RecordVolumeKept records that a volume set aside stays for good, and for people why.
+func (db *DB) RecordVolumeKept(ctx context.Context, intent uuid.UUID, why string) error {
+	_, err := db.exec(ctx, `
+		update expiry.snapshots set volume_aside_at = null, detail = 'volume kept for good: ' || $2
+		where intent_id = $1 and volume_aside_at is not null and volume_deleted_at is null`, intent, why)
+	if err != nil {
+		return fmt.Errorf("record that the volume of snapshot intent %s is kept: %w", intent, err)
+	}
+	return nil
+}
+
 // RecordVolumeDeleted records that EC2 does not know the volume of a snapshot any more.
 func (db *DB) RecordVolumeDeleted(ctx context.Context, intent uuid.UUID) error {
 	_, err := db.exec(ctx, `

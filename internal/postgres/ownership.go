@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
 )
 
 // Ownership is what the rows say, at one moment, about whose a pod name is.
@@ -37,4 +39,22 @@ func (db *DB) KnownCluster(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("read the known cluster: %w", err)
 	}
 	return uid, nil
+}
+
+// KnownAccount returns the AWS account and region in which the disks live, the zero value before they were recorded.
+func (db *DB) KnownAccount(ctx context.Context) (disk.Account, error) {
+	a, _, err := first(query(ctx, db, pgx.RowToStructByPos[disk.Account], "select account_id, region from expiry.aws_account"))
+	if err != nil {
+		return disk.Account{}, fmt.Errorf("read the known AWS account: %w", err)
+	}
+	return a, nil
+}
+
+// RecordAccount remembers the AWS account and region in which the disks live. The first one stays.
+func (db *DB) RecordAccount(ctx context.Context, a disk.Account) error {
+	_, err := db.exec(ctx, "insert into expiry.aws_account (account_id, region) values ($1, $2) on conflict do nothing", a.ID, a.Region)
+	if err != nil {
+		return fmt.Errorf("record AWS account %s: %w", a, err)
+	}
+	return nil
 }

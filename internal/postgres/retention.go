@@ -31,6 +31,19 @@ func (db *DB) DiskRows(ctx context.Context) (map[disk.Key]disk.Row, error) {
 	return rows, nil
 }
 
+// PurgesDue returns the snapshots whose purge is asked for and not done, by EC2's ids.
+func (db *DB) PurgesDue(ctx context.Context) (map[string]bool, error) {
+	ids, err := query(ctx, db, pgx.RowTo[string], "select key from expiry.follow_ups where kind = 'snapshot.purge' and state = 'due'")
+	if err != nil {
+		return nil, fmt.Errorf("read the purges that are due: %w", err)
+	}
+	due := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		due[id] = true
+	}
+	return due, nil
+}
+
 // RequestPurges asks for the purge of snapshots and returns the ids of those for which nobody was asked before. Whether
 // each may really go is judged anew by its purge.
 func (db *DB) RequestPurges(ctx context.Context, lease SweepLease, purges []disk.Purge) ([]string, error) {

@@ -43,10 +43,10 @@ func purged(ctx context.Context, tx pgx.Tx, s SnapshotRecord, why string) (bool,
 	return true, err
 }
 
-// PurgeSnapshot calls remove under the lock of a snapshot's disk, with what its row says (nil where there is none) and
-// the database's clock, and records the deletion where remove reports one. A snapshot that has not settled is left
-// alone and false returned.
-func (db *DB) PurgeSnapshot(ctx context.Context, s SnapshotRecord, remove func(ctx context.Context, row *disk.Row, now time.Time) (bool, error)) (bool, error) {
+// PurgeSnapshot calls remove under the lock of a snapshot's disk, with the snapshot and the disk as their rows say now (the
+// disk nil where there is none), and records the deletion where remove reports one. A snapshot that has not settled is
+// left alone and false returned.
+func (db *DB) PurgeSnapshot(ctx context.Context, s SnapshotRecord, remove func(context.Context, SnapshotRecord, *disk.Row) (bool, error)) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, diskBudget)
 	defer cancel()
 	var removed bool
@@ -55,15 +55,17 @@ func (db *DB) PurgeSnapshot(ctx context.Context, s SnapshotRecord, remove func(c
 		if err != nil {
 			return err
 		}
-		var state SnapshotState
-		var now time.Time
-		err = tx.QueryRow(ctx, `
-			select state, clock_timestamp() from expiry.snapshots where intent_id = $1 for update`, s.IntentID).Scan(&state, &now)
-		if err != nil || state != SnapshotCompleted && state != SnapshotError {
+		rows, err := tx.Query(ctx, `
+			select `+snapshotColumns+` from expiry.snapshots s where s.intent_id = $1 for update`, s.IntentID)
+		if err != nil {
+			return err
+		}
+		current, err := pgx.CollectExactlyOneRow(rows, scanSnapshot)
+		if err != nil || current.State != SnapshotCompleted && current.State != SnapshotError {
 			return err
 		}
 		err = acting(ctx, func(ctx context.Context) error {
-			removed, err = remove(ctx, row, now.UTC())
+			removed, err = remove(ctx, current, row)
 			return err
 		})
 		if err != nil || !removed {

@@ -48,6 +48,11 @@ type SnapshotRecord struct {
 	Now             time.Time // the database's clock at this reading
 }
 
+// VolumeAside reports whether its volume is set aside, for which only this snapshot shows that it may be deleted.
+func (s SnapshotRecord) VolumeAside() bool {
+	return !s.VolumeAsideAt.IsZero() && s.VolumeDeletedAt.IsZero()
+}
+
 const snapshotColumns = `s.intent_id, coalesce(s.snapshot_id, ''), coalesce(s.reservation_id, ''), s.user_id, s.disk_name,
 	coalesce(s.volume_id, ''), s.attempt, s.state, s.crash_consistent, coalesce(s.disk_size, ''), coalesce(s.content_key, ''),
 	s.intended_at, s.started_at, s.settled_at, s.volume_aside_at, s.volume_deleted_at, s.looks,

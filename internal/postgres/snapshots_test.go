@@ -203,7 +203,7 @@ func TestEachCompletedSnapshotIsCountedOnceAndPendingOnesEndAtNone(t *testing.T)
 				if !known {
 					t.Skip("not in the books")
 				}
-				gone, err := db.PurgeSnapshot(context.Background(), record, func(context.Context, *disk.Row, time.Time) (bool, error) { return true, nil })
+				gone, err := db.PurgeSnapshot(context.Background(), record, func(context.Context, postgres.SnapshotRecord, *disk.Row) (bool, error) { return true, nil })
 				require.NoError(t, err)
 				if gone {
 					if b.ec2[i].State == disk.SnapshotCompleted {

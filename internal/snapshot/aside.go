@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
-	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
@@ -18,21 +17,25 @@ const asidePause = time.Hour
 // that goes when its time has come, if nobody has found a use for it.
 func (a *Sync) aside(ctx context.Context, s postgres.SnapshotRecord) (followup.Result, error) {
 	released := followup.Done(postgres.OutcomeReleased)
-	if s.VolumeAsideAt.IsZero() || !s.VolumeDeletedAt.IsZero() || a.opts.KeepVolumes || s.State != postgres.SnapshotCompleted {
-		return released, nil
-	}
-	seen, err := a.EC2.DescribeSnapshot(ctx, s.SnapshotID)
 	switch {
-	case fault.Is(err, fault.Gone):
-		a.opts.Log.WarnContext(ctx, "volume kept: its snapshot is gone", "volume", s.VolumeID, "snapshot", s.SnapshotID)
-		return followup.Done("volume_kept"), nil
+	case !s.VolumeAside():
+		return released, nil
+	case a.opts.KeepVolumes:
+		return a.keepAside(ctx, s, "KEEP_VOLUMES is set by now")
+	case s.State != postgres.SnapshotCompleted:
+		return a.keepAside(ctx, s, "its snapshot is gone")
+	}
+	seen, gone, err := a.snapshot(ctx, s.SnapshotID)
+	switch {
 	case err != nil:
 		return followup.Result{}, err
+	case gone:
+		return a.keepAside(ctx, s, "its snapshot is gone")
 	}
 	if left := disk.HeldUntil(seen, captureOf(s)).Sub(s.Now); left > 0 {
 		return followup.LookAgain(left), nil
 	}
-	account, err := a.Identity.Account(ctx)
+	account, err := a.home.Account(ctx)
 	if err != nil {
 		return followup.Result{}, err
 	}
@@ -45,10 +48,9 @@ func (a *Sync) aside(ctx context.Context, s postgres.SnapshotRecord) (followup.R
 	case err != nil:
 		return followup.Result{}, err
 	case verdict != postgres.DiskOurs:
-		a.opts.Log.WarnContext(ctx, "volume kept: somebody has found a use for it", "volume", s.VolumeID)
-		return followup.Done("volume_kept"), nil
+		return a.keepAside(ctx, s, "somebody has found a use for it")
 	}
-	gone, err := a.until(ctx, a.opts.Patience, func(ctx context.Context) (bool, error) {
+	gone, err = a.until(ctx, a.opts.Patience, func(ctx context.Context) (bool, error) {
 		_, gone, err := a.volume(ctx, s.VolumeID)
 		return gone, err
 	})
@@ -56,4 +58,10 @@ func (a *Sync) aside(ctx context.Context, s postgres.SnapshotRecord) (followup.R
 		return followup.LookAgain(growing(0)), err
 	}
 	return released, a.Store.RecordVolumeDeleted(ctx, s.IntentID)
+}
+
+// keepAside leaves a volume set aside for good, which from then on keeps its snapshot from being purged no longer.
+func (a *Sync) keepAside(ctx context.Context, s postgres.SnapshotRecord, why string) (followup.Result, error) {
+	a.opts.Log.WarnContext(ctx, "volume kept for good: "+why, "volume", s.VolumeID, "snapshot", s.SnapshotID)
+	return followup.Done("volume_kept"), a.Store.RecordVolumeKept(ctx, s.IntentID, why)
 }

@@ -127,7 +127,7 @@ func (k *Keeper) resume(ctx context.Context, c postgres.CleanupRecord, s postgre
 
 // find looks for what an intent made, by its tags: the earliest, should there be several.
 func (k *Keeper) find(ctx context.Context, s postgres.SnapshotRecord) (*disk.Snapshot, error) {
-	account, err := k.Identity.Account(ctx)
+	account, err := k.home.Account(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ func (w worker) removeClaim(ctx context.Context, c postgres.CleanupRecord) error
 	if c.PVName == "" || c.PVUID == "" {
 		return nil
 	}
-	if err := w.sameCluster(ctx); err != nil {
+	if err := w.home.SameCluster(ctx); err != nil {
 		return err
 	}
 	v, err := w.Cluster.GetVolume(ctx, c.PVName)

@@ -63,8 +63,8 @@ func (k *Keeper) takeOff(ctx context.Context, c *postgres.CleanupRecord) (found,
 // holder sums up what is known of those who may still write.
 func (k *Keeper) holder(ctx context.Context, c postgres.CleanupRecord, a disk.Attachment) (disk.Holder, error) {
 	i, err := k.EC2.DescribeInstance(ctx, a.InstanceID)
-	gone := fault.Is(err, fault.Gone)
-	if err != nil && !gone {
+	gone, err := k.home.Gone(ctx, err)
+	if err != nil {
 		return disk.Holder{}, err
 	}
 	return disk.Holder{

@@ -20,7 +20,7 @@ const (
 type Keeper struct{ worker }
 
 // NewKeeper returns a Keeper. It is safe for concurrent use.
-func NewKeeper(w World, o Options) *Keeper { return &Keeper{worker{w, o.withDefaults()}} }
+func NewKeeper(w World, o Options) *Keeper { return &Keeper{newWorker(w, o)} }
 
 // Keep takes the volume of a cleanup off its instance and has a snapshot of it made, as far as that goes now. It is
 // called once the pod is gone, again and again until the disk's part is finished.

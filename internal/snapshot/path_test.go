@@ -282,7 +282,7 @@ func TestAVolumeAttachedElsewhereIsLeftAlone(t *testing.T) {
 		said      string
 	}{
 		"to another instance":        {true, "the pod ran on"},
-		"to the same, after the end": {false, "after the reservation ended"},
+		"to the same, after the pod": {false, "after the reservation's pod was gone"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -293,8 +293,9 @@ func TestAVolumeAttachedElsewhereIsLeftAlone(t *testing.T) {
 				to = w.runInstance(t)
 			}
 			w.attach(t, w.volume, to)
-			if !c.elsewhere { // EC2 tells whole seconds
-				w.exec(t, "update reservations set reservation_ended = now() - interval '1 minute'")
+			if !c.elsewhere {
+				w.exec(t, "update reservations set reservation_ended = now() - interval '10 minutes'")
+				w.age(t, 5*time.Minute)
 			}
 			report := w.deliver(t, postgres.Cleanup)
 			require.Equal(t, followup.StateFailed, report.State)
@@ -302,6 +303,16 @@ func TestAVolumeAttachedElsewhereIsLeftAlone(t *testing.T) {
 			require.Equal(t, 1, w.attachments(t))
 		})
 	}
+}
+
+// An attach that was under way when a reservation failed in preparation is carried out a moment later.
+func TestAnAttachmentUnderWayAsTheReservationEndedIsTakenOff(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(t, "update reservations set reservation_ended = now() - interval '5 minutes'")
+	w.settle(t, 4)
+	require.Equal(t, 1, w.count("DetachVolume"))
+	require.Equal(t, released, w.disk(t))
 }
 
 func TestAVolumeAttachedElsewhereAMomentBeforeItIsDetachedIsLeftAlone(t *testing.T) {

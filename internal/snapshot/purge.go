@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"time"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
@@ -16,10 +15,11 @@ import (
 type Purge struct{ worker }
 
 // NewPurge returns the action. It is safe for concurrent use.
-func NewPurge(w World, o Options) *Purge { return &Purge{worker{w, o.withDefaults()}} }
+func NewPurge(w World, o Options) *Purge { return &Purge{newWorker(w, o)} }
 
 // Handle deletes a snapshot if, under the lock of its disk's row, disk.MayPurge still allows it by what EC2 lists then.
-// One in use stays: that is an error, kept on the follow-up's row, and it is tried again.
+// One in use stays: that is an error, kept on the follow-up's row, and it is tried again. So does, for a while and
+// without an error, one beside which a volume is set aside.
 func (p *Purge) Handle(ctx context.Context, f postgres.FollowUp) (result followup.Result, err error) {
 	s, known, err := p.Store.SnapshotByID(ctx, f.Key)
 	if err != nil {
@@ -29,17 +29,17 @@ func (p *Purge) Handle(ctx context.Context, f postgres.FollowUp) (result followu
 	ctx, span := p.start(ctx, "snapshot.purge", s)
 	defer func() { span.End(cmp.Or(result.Outcome, "waiting"), err) }()
 
-	seen, err := p.EC2.DescribeSnapshot(ctx, f.Key)
+	seen, gone, err := p.snapshot(ctx, f.Key)
 	switch {
-	case fault.Is(err, fault.Gone) && known:
-		_, err := p.Store.VanishedSnapshot(ctx, s)
-		return followup.Done("already_gone"), err
-	case fault.Is(err, fault.Gone):
-		return followup.Done("already_gone"), nil
 	case err != nil:
 		return followup.Result{}, err
+	case gone && known:
+		_, err := p.Store.VanishedSnapshot(ctx, s)
+		return followup.Done("already_gone"), err
+	case gone:
+		return followup.Done("already_gone"), nil
 	}
-	account, err := p.Identity.Account(ctx)
+	account, err := p.home.Account(ctx)
 	if err != nil {
 		return followup.Result{}, err
 	}
@@ -70,13 +70,17 @@ func (p *Purge) Handle(ctx context.Context, f postgres.FollowUp) (result followu
 
 func (p *Purge) purge(ctx context.Context, s postgres.SnapshotRecord, seen disk.Snapshot, account string) (followup.Result, error) {
 	var why string
-	purged, err := p.Store.PurgeSnapshot(ctx, s, func(ctx context.Context, row *disk.Row, now time.Time) (bool, error) {
+	var needed bool
+	purged, err := p.Store.PurgeSnapshot(ctx, s, func(ctx context.Context, s postgres.SnapshotRecord, row *disk.Row) (bool, error) {
+		if needed = s.VolumeAside(); needed {
+			return false, nil
+		}
 		all, err := p.EC2.FindSnapshots(ctx, seen.Key().Tags())
 		if err != nil {
 			return false, err
 		}
 		var ok bool
-		if ok, why = disk.MayPurge(s.SnapshotID, row, all, account, now); !ok {
+		if ok, why = disk.MayPurge(s.SnapshotID, row, all, account, s.Now); !ok {
 			return false, nil
 		}
 		err = p.EC2.DeleteSnapshot(ctx, s.SnapshotID)
@@ -91,6 +95,9 @@ func (p *Purge) purge(ctx context.Context, s postgres.SnapshotRecord, seen disk.
 	switch {
 	case err != nil:
 		return followup.Result{}, err
+	case needed:
+		p.kept(ctx, s.SnapshotID, fmt.Sprintf("volume %s, which is set aside, is deleted only beside it", s.VolumeID))
+		return followup.LookAgain(asidePause), nil
 	case !purged:
 		return p.kept(ctx, s.SnapshotID, cmp.Or(why, "it has not settled")), nil
 	}

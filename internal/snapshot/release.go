@@ -25,7 +25,7 @@ func (a *Sync) settle(ctx context.Context, s postgres.SnapshotRecord) (followup.
 		return followup.Result{}, err
 	}
 	if !known {
-		return followup.Done(string(s.State)), nil
+		return a.elsewhere(ctx, s)
 	}
 	verdict, err := a.Store.WithDisk(ctx, c.ReservationID, nil)
 	if err == nil && verdict == postgres.DiskOurs {
@@ -34,12 +34,20 @@ func (a *Sync) settle(ctx context.Context, s postgres.SnapshotRecord) (followup.
 			return followup.Result{}, err
 		}
 		if standing := attempts.Standing; standing == nil || standing.IntentID != s.IntentID {
-			return followup.Done(string(s.State)), nil // the cleanup goes on from another attempt
+			return a.elsewhere(ctx, s) // the cleanup goes on from another attempt
 		}
 		verdict, err := a.release(ctx, c, s)
 		return a.conclude(ctx, c, s, verdict, err)
 	}
 	return a.conclude(ctx, c, s, verdict, err)
+}
+
+// elsewhere ends the sync of a snapshot from which no cleanup goes on, but for a volume that it has set aside.
+func (a *Sync) elsewhere(ctx context.Context, s postgres.SnapshotRecord) (followup.Result, error) {
+	if s.VolumeAside() {
+		return a.aside(ctx, s)
+	}
+	return followup.Done(string(s.State)), nil
 }
 
 // conclude says what comes after what became of the disk.
@@ -59,7 +67,7 @@ func (a *Sync) conclude(ctx context.Context, c postgres.CleanupRecord, s postgre
 	case postgres.DiskBusy:
 		return followup.LookAgain(growing(s.Now.Sub(s.SettledAt))), nil
 	default: // revived: the next cleanup begins anew
-		return followup.Done(string(s.State)), nil
+		return a.elsewhere(ctx, s)
 	}
 	s, _, err = a.Store.LoadSnapshot(ctx, s.IntentID)
 	if err != nil {
@@ -128,8 +136,8 @@ func (a *Sync) release(ctx context.Context, c postgres.CleanupRecord, s postgres
 
 // held reports whether the volume has to be kept for a while beside its snapshot.
 func (a *Sync) held(ctx context.Context, s postgres.SnapshotRecord) (bool, error) {
-	seen, err := a.EC2.DescribeSnapshot(ctx, s.SnapshotID)
-	if fault.Is(err, fault.Gone) {
+	seen, gone, err := a.snapshot(ctx, s.SnapshotID)
+	if gone {
 		return false, errVanished
 	}
 	return s.Now.Before(disk.HeldUntil(seen, captureOf(s))), err
@@ -158,7 +166,7 @@ func (a *Sync) keepable(ctx context.Context, c postgres.CleanupRecord, s postgre
 
 // deleteVolume asks EC2 to delete the volume if at this moment, under the disk's lock, everything speaks for it.
 func (a *Sync) deleteVolume(ctx context.Context, s postgres.SnapshotRecord) (postgres.DiskVerdict, error) {
-	account, err := a.Identity.Account(ctx)
+	account, err := a.home.Account(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -173,8 +181,8 @@ func (a *Sync) deleteProven(ctx context.Context, s postgres.SnapshotRecord, acco
 	if err != nil || gone || v.State == disk.VolumeDeleting {
 		return err
 	}
-	seen, err := a.EC2.DescribeSnapshot(ctx, s.SnapshotID)
-	if fault.Is(err, fault.Gone) {
+	seen, gone, err := a.snapshot(ctx, s.SnapshotID)
+	if gone {
 		return errVanished
 	}
 	if err != nil {

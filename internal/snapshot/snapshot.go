@@ -10,8 +10,6 @@ package snapshot
 import (
 	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -19,6 +17,7 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/home"
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
@@ -29,7 +28,7 @@ type Store interface {
 	LoadCleanup(ctx context.Context, reservationID string) (postgres.CleanupRecord, bool, error)
 	NoteStep(ctx context.Context, reservationID string, step postgres.Step, detail string) error
 	FinishDisk(ctx context.Context, reservationID, outcome, detail string) error
-	KnownCluster(ctx context.Context) (string, error)
+	home.Store
 
 	WithDisk(ctx context.Context, reservationID string, act func(context.Context) error) (postgres.DiskVerdict, error)
 	RecordDetach(ctx context.Context, reservationID string, forced bool) (postgres.DiskVerdict, error)
@@ -54,7 +53,8 @@ type Store interface {
 	ReleaseDisk(ctx context.Context, s postgres.SnapshotRecord, fate postgres.VolumeFate, last func(context.Context) error) (postgres.DiskVerdict, error)
 	WithVolumeSetAside(ctx context.Context, s postgres.SnapshotRecord, act func(context.Context) error) (postgres.DiskVerdict, error)
 	RecordVolumeDeleted(ctx context.Context, intent uuid.UUID) error
-	PurgeSnapshot(ctx context.Context, s postgres.SnapshotRecord, remove func(ctx context.Context, row *disk.Row, now time.Time) (bool, error)) (bool, error)
+	RecordVolumeKept(ctx context.Context, intent uuid.UUID, why string) error
+	PurgeSnapshot(ctx context.Context, s postgres.SnapshotRecord, remove func(context.Context, postgres.SnapshotRecord, *disk.Row) (bool, error)) (bool, error)
 }
 
 // EC2 has the volumes, snapshots and instances; *aws.EC2 is one. Its errors are classified by package fault.
@@ -71,16 +71,11 @@ type EC2 interface {
 
 // Cluster has Kubernetes' objects for volumes; *kube.Cluster is one.
 type Cluster interface {
-	ClusterUID(ctx context.Context) (string, error)
+	home.Cluster
 	GetVolume(ctx context.Context, name string) (pod.PersistentVolume, error)
 	RetainVolume(ctx context.Context, name, uid string) (pod.PersistentVolume, error)
 	DeleteClaim(ctx context.Context, namespace, name, uid string) error
 	DeleteVolume(ctx context.Context, name, uid string) error
-}
-
-// Identity knows the account that owns what is made; *aws.STS is one.
-type Identity interface {
-	Account(ctx context.Context) (string, error)
 }
 
 // World is what the package acts upon.
@@ -88,7 +83,7 @@ type World struct {
 	Store    Store
 	EC2      EC2
 	Cluster  Cluster
-	Identity Identity
+	Identity home.Identity
 }
 
 // Options tune Keeper, Sync and Purge. The zero value is right for production.
@@ -129,16 +124,26 @@ func (o Options) withDefaults() Options {
 // worker is what the three share.
 type worker struct {
 	World
+	home home.Guard
 	opts Options
 }
 
-// volume describes a volume; gone is true where EC2 says that there is none.
+func newWorker(w World, o Options) worker {
+	return worker{w, home.Guard{Store: w.Store, Cluster: w.Cluster, Identity: w.Identity}, o.withDefaults()}
+}
+
+// volume describes a volume; gone is true where EC2 says that there is none, and is the one to ask.
 func (w worker) volume(ctx context.Context, id string) (v disk.Volume, gone bool, err error) {
 	v, err = w.EC2.DescribeVolume(ctx, id)
-	if fault.Is(err, fault.Gone) {
-		return disk.Volume{ID: id}, true, nil
-	}
-	return v, false, err
+	gone, err = w.home.Gone(ctx, err)
+	return v, gone, err
+}
+
+// snapshot is volume for a snapshot.
+func (w worker) snapshot(ctx context.Context, id string) (s disk.Snapshot, gone bool, err error) {
+	s, err = w.EC2.DescribeSnapshot(ctx, id)
+	gone, err = w.home.Gone(ctx, err)
+	return s, gone, err
 }
 
 // expectGone is an error while EC2 knows the volume.
@@ -148,22 +153,4 @@ func (w worker) expectGone(ctx context.Context, id string) error {
 		err = fault.Errorf(fault.Conflict, "volume %s is %q, not gone", id, v.State)
 	}
 	return err
-}
-
-// sameCluster makes sure that the cluster which says that something is gone is the one where the reservations live.
-func (w worker) sameCluster(ctx context.Context) error {
-	known, err := w.Store.KnownCluster(ctx)
-	if err != nil {
-		return err
-	}
-	uid, err := w.Cluster.ClusterUID(ctx)
-	switch {
-	case err != nil:
-		return fmt.Errorf("tell which cluster answers: %w", err)
-	case known == "":
-		return errors.New("no sweep has recorded yet which cluster the reservations live in")
-	case uid != known:
-		return fault.Errorf(fault.Transient, "another cluster answers (%s, not %s): nothing is gone", uid, known)
-	}
-	return nil
 }

@@ -21,7 +21,7 @@ const visibleWithin = 10 * time.Minute
 type Sync struct{ worker }
 
 // NewSync returns the action. It is safe for concurrent use.
-func NewSync(w World, o Options) *Sync { return &Sync{worker{w, o.withDefaults()}} }
+func NewSync(w World, o Options) *Sync { return &Sync{newWorker(w, o)} }
 
 // Handle follows a snapshot until it has completed or failed and counts it once. For one that a cleanup made it then
 // deletes the volume, releases the disk and ends the disk's part of the cleanup.
@@ -73,15 +73,15 @@ func (w worker) start(ctx context.Context, name string, s postgres.SnapshotRecor
 func (a *Sync) follow(ctx context.Context, s *postgres.SnapshotRecord) (ended bool, err error) {
 	young := a.opts.Patience - s.Now.Sub(s.IntendedAt)
 	ended, err = a.until(ctx, young, func(ctx context.Context) (bool, error) {
-		seen, err := a.EC2.DescribeSnapshot(ctx, s.SnapshotID)
+		seen, gone, err := a.snapshot(ctx, s.SnapshotID)
 		switch {
-		case fault.Is(err, fault.Gone):
+		case err != nil:
+			return false, err
+		case gone:
 			if s.Now.Sub(s.IntendedAt) < visibleWithin {
 				return false, nil
 			}
 			return true, a.failed(ctx, *s, "EC2 does not know it any more")
-		case err != nil:
-			return false, err
 		case seen.State == disk.SnapshotCompleted:
 			return true, a.completed(ctx, *s, seen)
 		case seen.State == disk.SnapshotError:

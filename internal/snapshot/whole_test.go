@@ -57,10 +57,10 @@ func TestTheWholeWayFromAPodToASnapshot(t *testing.T) {
 	cluster := kube.New(func(context.Context) (*rest.Config, error) { return w.cluster.Config, nil }, kube.Options{})
 	cloud := aws.NewEC2(w.account.Config)
 	quiet := slog.New(slog.DiscardHandler)
-	parts := snapshot.World{Store: w.db, EC2: cloudSide{w.outside}, Cluster: kubeSide{w.outside}, Identity: aws.NewSTS(w.account.Config)}
+	parts := snapshot.World{Store: w.db, EC2: cloudSide{w.outside}, Cluster: kubeSide{w.outside}, Identity: w.sts}
 	options := snapshot.Options{Now: w.clock.now, Sleep: w.clock.sleep, Log: quiet, Interval: 5 * time.Second}
 	w.runner = followup.NewRunner(w.db, map[postgres.FollowUpKind]followup.Action{
-		postgres.Cleanup: cleanup.New(cleanup.World{Store: w.db, Cluster: cluster, EC2: cloud, Router: aws.NewLoadBalancer(w.account.Config),
+		postgres.Cleanup: cleanup.New(cleanup.World{Store: w.db, Cluster: cluster, EC2: cloud, Identity: parts.Identity, Router: aws.NewLoadBalancer(w.account.Config),
 			Bucket: aws.NewS3(w.account.Config, bucket), Disk: snapshot.NewKeeper(parts, options)}, cleanup.Options{Log: quiet}),
 		postgres.SnapshotSync: snapshot.NewSync(parts, options),
 	}, followup.Options{Log: quiet})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -65,6 +66,7 @@ type world struct {
 	sql     *pgxpool.Pool
 	clock   *clock
 	runner  *followup.Runner
+	sts     *aws.STS
 
 	id, newer, volume, instance, pv string
 }
@@ -73,6 +75,9 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{account: stacktest.AWS(t), cluster: stacktest.Kubernetes(t), clock: &clock{}, id: uuid.NewString(), newer: uuid.NewString()}
 	w.pv = "pv-" + w.id[:13]
+	w.account.Config.Retryer = func() awssdk.Retryer { // the SDK's own patience, without its waiting
+		return retry.NewStandard(func(o *retry.StandardOptions) { o.MaxBackoff = time.Millisecond })
+	}
 	w.cloud = ec2.NewFromConfig(w.account.Config)
 	url := stacktest.Database(t)
 	var err error
@@ -90,19 +95,24 @@ func newWorld(t *testing.T) *world {
 	w.rows(t, claimUID, pvUID)
 	w.age(t, time.Minute) // the driver's
 	w.outside = &outside{
-		EC2:     aws.NewEC2(w.account.Config),
 		Cluster: kube.New(func(context.Context) (*rest.Config, error) { return w.cluster.Config, nil }, kube.Options{}),
 		t:       t, w: w,
 	}
-	w.use(snapshot.Options{})
+	w.actIn(w.account.Config)
 	return w
+}
+
+// actIn has the service act in an account and region, as a process that starts does.
+func (w *world) actIn(config awssdk.Config) {
+	w.EC2, w.sts = aws.NewEC2(config), aws.NewSTS(config)
+	w.use(snapshot.Options{})
 }
 
 // use makes the actions anew, as a process that starts does.
 func (w *world) use(o snapshot.Options) {
 	quiet := slog.New(slog.DiscardHandler)
 	o.Now, o.Sleep, o.Interval, o.Log = w.clock.now, w.clock.sleep, 5*time.Second, quiet
-	parts := snapshot.World{Store: w.db, EC2: cloudSide{w.outside}, Cluster: kubeSide{w.outside}, Identity: aws.NewSTS(w.account.Config)}
+	parts := snapshot.World{Store: w.db, EC2: cloudSide{w.outside}, Cluster: kubeSide{w.outside}, Identity: w.sts}
 	w.runner = followup.NewRunner(w.db, map[postgres.FollowUpKind]followup.Action{
 		postgres.Cleanup:       cleanupOf{w.db, snapshot.NewKeeper(parts, o)},
 		postgres.SnapshotSync:  snapshot.NewSync(parts, o),

@@ -27,11 +27,13 @@ type cluster struct {
 	snapshots []disk.Snapshot
 	tagged    map[string]map[string]string
 	untagged  []string
+	account   disk.Account
 }
 
 func newCluster() *cluster {
 	return &cluster{uid: "cluster-1", pods: map[podKey]pod.Pod{}, unlisted: map[podKey]bool{}, nodes: map[string]pod.Node{},
-		reclaimed: map[string]disk.Instance{}, tagged: map[string]map[string]string{}}
+		reclaimed: map[string]disk.Instance{}, tagged: map[string]map[string]string{},
+		account: disk.Account{ID: "111122223333", Region: "us-east-1"}}
 }
 
 func (c *cluster) add(p pod.Pod) {
@@ -93,7 +95,7 @@ func (c *cluster) DescribeInstance(_ context.Context, id string) (disk.Instance,
 	return i, nil
 }
 
-func (c *cluster) Account(context.Context) (string, error) { return "111122223333", nil }
+func (c *cluster) Account(context.Context) (disk.Account, error) { return c.account, nil }
 
 func (c *cluster) DescribeSnapshots(context.Context) ([]disk.Snapshot, error) {
 	return c.snapshots, nil

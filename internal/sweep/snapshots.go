@@ -7,14 +7,18 @@ import (
 	"sync"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/reservation"
 )
 
 type snapshotStore interface {
+	KnownAccount(ctx context.Context) (disk.Account, error)
+	RecordAccount(ctx context.Context, a disk.Account) error
 	SweepSnapshots(ctx context.Context, lease postgres.SweepLease, found []disk.Snapshot) (int, error)
 	RequestSyncs(ctx context.Context, lease postgres.SweepLease, found []disk.Snapshot) (int, error)
 	DiskRows(ctx context.Context) (map[disk.Key]disk.Row, error)
+	PurgesDue(ctx context.Context) (map[string]bool, error)
 	RequestPurges(ctx context.Context, lease postgres.SweepLease, purges []disk.Purge) ([]string, error)
 }
 
@@ -28,7 +32,7 @@ type EC2 interface {
 
 // Account tells which AWS account is our own; *aws.STS does.
 type Account interface {
-	Account(ctx context.Context) (string, error)
+	Account(ctx context.Context) (disk.Account, error)
 }
 
 // The actions on snapshots.
@@ -40,7 +44,7 @@ const (
 
 // snapshotList is what EC2 shows of snapshots, once for all parts of a sweep.
 type snapshotList struct {
-	account string
+	account disk.Account
 	ours    []disk.Snapshot
 	foreign int // that carry our tags all the same
 }
@@ -66,7 +70,7 @@ func newSnapshotList(ctx context.Context, ec2 EC2, account Account) (*snapshotLi
 	}
 	l := &snapshotList{account: own}
 	for _, s := range all {
-		if disk.Ours(s, own) {
+		if disk.Ours(s, own.ID) {
 			l.ours = append(l.ours, s)
 		} else {
 			l.foreign++
@@ -75,16 +79,39 @@ func newSnapshotList(ctx context.Context, ec2 EC2, account Account) (*snapshotLi
 	return l, nil
 }
 
+// errOtherAccount says that no snapshot seen there is one of the platform's disks.
+var errOtherAccount = fault.Errorf(fault.Conflict, "another AWS account answers than the one the disks live in")
+
+// atHome returns the list, and whether no account was known before: it is an error in any other than the known one.
+func atHome(ctx context.Context, store snapshotStore, p *pass) (l *snapshotList, firstSight bool, err error) {
+	known, err := store.KnownAccount(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	if l, err = p.snapshots(ctx); err != nil {
+		return nil, false, err
+	}
+	if firstSight = known == (disk.Account{}); !firstSight && l.account != known {
+		return nil, false, fmt.Errorf("%w: %s, not %s", errOtherAccount, l.account, known)
+	}
+	return l, firstSight, nil
+}
+
 // syncs takes up snapshots that others made of the platform's disks, and has those that have ended settled.
 func syncs(store snapshotStore) part {
 	return part{name: "snapshots", everything: true, plan: func(ctx context.Context, p *pass) (plan, error) {
-		l, err := p.snapshots(ctx)
+		l, firstSight, err := atHome(ctx, store, p)
 		if err != nil {
 			return plan{}, err
 		}
 		return plan{
 			counts: map[string]int{"snapshotsListed": len(l.ours), "foreignSnapshots": l.foreign},
 			apply: func(ctx context.Context) (done, error) {
+				if firstSight {
+					if err := store.RecordAccount(ctx, l.account); err != nil {
+						return done{}, err
+					}
+				}
 				adopted, err := store.SweepSnapshots(ctx, p.lease, l.ours)
 				requested, failure := store.RequestSyncs(ctx, p.lease, l.ours)
 				return done{counts: map[string]int{"snapshotsAdopted": adopted, "syncsRequested": requested}}, errors.Join(err, failure)
@@ -97,7 +124,7 @@ func syncs(store snapshotStore) part {
 // not to be kept any longer.
 func retention(store snapshotStore, ec2 EC2) part {
 	return part{name: "retention", new: true, everything: true, plan: func(ctx context.Context, p *pass) (plan, error) {
-		l, err := p.snapshots(ctx)
+		l, _, err := atHome(ctx, store, p)
 		if err != nil {
 			return plan{}, err
 		}
@@ -105,7 +132,11 @@ func retention(store snapshotStore, ec2 EC2) part {
 		if err != nil {
 			return plan{}, err
 		}
-		wanted := disk.PlanRetention(l.ours, rows, l.account, p.now)
+		asked, err := store.PurgesDue(ctx)
+		if err != nil {
+			return plan{}, err
+		}
+		wanted := disk.PlanRetention(l.ours, rows, asked, l.account.ID, p.now)
 		pl := plan{anomalies: keptSnapshots(wanted.Kept), decisions: retentionDecisions(wanted)}
 		pl.apply = func(ctx context.Context) (done, error) {
 			return applyRetention(ctx, p, store, ec2, wanted)

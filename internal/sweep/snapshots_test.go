@@ -67,6 +67,27 @@ func TestSnapshotsWithoutADiskAreKeptAndReported(t *testing.T) {
 	require.Equal(t, []string{"ada/d"}, r.Anomalies[0].Subjects)
 }
 
+func TestInAnotherAccountOrRegionNoSnapshotIsTouched(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.exec("insert into disks (disk_name, user_id, is_deleted, delete_date) values ('d', 'ada', true, '2020-01-01')")
+	require.Equal(t, Completed, w.within(c).Outcome)
+	require.Equal(t, "111122223333 us-east-1", w.text("select account_id || ' ' || region from expiry.aws_account"))
+	c.snapshots = []disk.Snapshot{snapshot("snap-1", 30*day)}
+	home := c.account
+	for _, elsewhere := range []disk.Account{{ID: home.ID, Region: "us-west-2"}, {ID: "999988887777", Region: home.Region}} {
+		c.account, c.snapshots[0].OwnerID = elsewhere, elsewhere.ID
+		r := w.within(c)
+		require.Equal(t, Partial, r.Outcome)
+		require.Len(t, r.Failures, 2)
+		require.Contains(t, r.Failures[0].Error, "another AWS account answers")
+		require.Empty(t, c.tagged)
+		require.Empty(t, w.followUps())
+	}
+	c.account, c.snapshots[0].OwnerID = home, home.ID
+	require.Equal(t, 1, w.within(c).Counts["purgesRequested"])
+}
+
 func TestForeignSnapshotsAreNeitherTakenUpNorTouched(t *testing.T) {
 	t.Parallel()
 	w, c := newWorld(t), newCluster()

@@ -51,6 +51,7 @@ CREDENTIAL = re.compile(r"Credential=([^/]+)/[^/]+/([^/]+)/([^/]+)/")
 class Account:
     def __init__(self):
         self.faults, self.calls = [], []
+        self.one_at_a_time = threading.Lock()  # moto looks, and then changes what another call has changed meanwhile
 
 
 class Emulator:
@@ -84,13 +85,17 @@ class Emulator:
             call["status"] = int(status.split()[0])
             return start(status, headers, exc_info)
 
-        if fault is None:
-            return self.moto(environ, recorded)
-        return self.fail(fault, service, environ, recorded)
+        def effect(start):
+            with account.one_at_a_time:
+                return list(self.moto(environ, start))
 
-    def fail(self, fault, service, environ, start):
+        if fault is None:
+            return effect(recorded)
+        return self.fail(fault, service, environ, recorded, effect)
+
+    def fail(self, fault, service, environ, start, effect):
         if fault.get("after"):
-            list(self.moto(environ, lambda *_: None))
+            effect(lambda *_: None)
         time.sleep(fault.get("delay_seconds", 0))
         if fault.get("drop"):
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
@@ -98,7 +103,7 @@ class Emulator:
             return []
         if fault.get("code"):
             return error(start, service, fault.get("status", 503), fault["code"])
-        return error(start, service, 503, "AnswerLost") if fault.get("after") else self.moto(environ, start)
+        return error(start, service, 503, "AnswerLost") if fault.get("after") else effect(start)
 
     def control(self, environ, start):
         _, _, number, what, *rest = environ["PATH_INFO"].split("/")
@@ -106,7 +111,7 @@ class Emulator:
         try:
             if environ["REQUEST_METHOD"] == "PUT":
                 values = json.loads(body)
-                with self.lock:
+                with account.one_at_a_time, self.lock:
                     if what == "settings":
                         change(fidelity.settings(number), values)
                     elif what == "faults":

@@ -43,6 +43,14 @@ create table expiry.cluster (
     first_seen_at timestamptz not null default clock_timestamp()
 );
 
+-- The AWS account and region the disks live in. While another one answers, no volume, snapshot or instance is gone.
+create table expiry.aws_account (
+    singleton     boolean primary key default true check (singleton),
+    account_id    text        not null,
+    region        text        not null,
+    first_seen_at timestamptz not null default clock_timestamp()
+);
+
 -- Work that a sweep decided and a delivery carries out. Due until done; a row under lease is being worked on.
 create table expiry.follow_ups (
     kind             text        not null check (kind in
