@@ -2,7 +2,7 @@
 # time, from the modules that tools/eventing and its like pin, and run as processes: see internal/e2e.
 
 E2E_DIR := $(CURDIR)/.stack-e2e
-E2E_STACK := STACK_DIR=$(E2E_DIR) STACK_WITHOUT="jaeger promtool" STACK_WITH="eventing" $(STACK)
+E2E_STACK := STACK_DIR=$(E2E_DIR) STACK_WITHOUT="jaeger promtool" STACK_WITH="eventing serving node" $(STACK)
 
 .PHONY: e2e
 e2e: build ## Drive the service through Knative's own components (RUN=TestKnative runs one)

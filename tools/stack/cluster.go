@@ -20,6 +20,10 @@ import (
 // kubernetesVersion is what tools/kube/go.mod requires; generate-gomod.sh there changes both.
 const kubernetesVersion = "v1.36.4"
 
+// versionFlags has the linker tell Kubernetes its version; it takes itself for 0.0.0 otherwise.
+const versionFlags = "-X k8s.io/component-base/version.gitVersion=" + kubernetesVersion +
+	" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36"
+
 // progressEvery is how often a long build says that it is still at it.
 const progressEvery = 15 * time.Second
 
@@ -48,9 +52,7 @@ func (c *cluster) build(ctx context.Context, s *stack) error {
 	}
 	s.log.say(c.name(), "building %s (a first build takes 4 to 6 minutes)", kubernetesVersion)
 	// Always the same flags, and no others: a change of flags compiles everything again.
-	version := "k8s.io/component-base/version."
-	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-trimpath", "-o", c.bin+".tmp", "-ldflags",
-		"-s -w -X "+version+"gitVersion="+kubernetesVersion+" -X "+version+"gitMajor=1 -X "+version+"gitMinor=36", "./cmd/devcluster")
+	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-trimpath", "-o", c.bin+".tmp", "-ldflags", "-s -w "+versionFlags, "./cmd/devcluster")
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if err := s.runLong(c.name(), cmd); err != nil {

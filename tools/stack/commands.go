@@ -15,6 +15,7 @@ type commands struct {
 	module  string // its folder
 	version string // what its go.mod requires, for people
 	takes   string // how long a first build takes
+	ldflags string // besides -s -w
 	dir     string // where the programs are
 }
 
@@ -40,7 +41,7 @@ func (c *commands) build(ctx context.Context, s *stack) error {
 	if err := os.MkdirAll(c.dir+".tmp", 0o755); err != nil {
 		return fmt.Errorf("make a directory: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-trimpath", "-ldflags", "-s -w", "-o", c.dir+".tmp"+string(filepath.Separator), "tool")
+	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-trimpath", "-ldflags", strings.TrimSpace("-s -w "+c.ldflags), "-o", c.dir+".tmp"+string(filepath.Separator), "tool")
 	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as devcluster is built: they share what they can
 	if err := s.runLong(c.name(), cmd); err != nil {

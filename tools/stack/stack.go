@@ -40,6 +40,7 @@ func chains() [][]component {
 	for _, c := range []*commands{
 		{module: "eventing", version: "v0.47.0", takes: "4 to 5 minutes"},
 		{module: "serving", version: "v0.42.2", takes: "2 to 3 minutes"},
+		{module: "node", version: kubernetesVersion, takes: "5 to 7 minutes", ldflags: versionFlags},
 		{module: "keda", version: "v2.21.0", takes: "7 to 8 minutes"},
 	} {
 		if slices.Contains(with, c.module) {
