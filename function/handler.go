@@ -111,6 +111,8 @@ type taken struct {
 	event  ce.Event
 	result any
 	dryRun bool // nothing may be changed by it
+	// written waits for what is being written of reservations' lives; nil: nobody has begun to.
+	written func()
 }
 
 // post answers a POST with what take makes of it: counted while the process shuts down, safe from panics, told to the
@@ -181,7 +183,7 @@ func (h *handler) deliver(w http.ResponseWriter, r *http.Request, t *taken) erro
 	_, isFollowUp := event.KindOf(e.Type())
 	switch {
 	case e.Type() == event.Ping || e.Type() == event.SweepRequested:
-		t.result, err = h.tick(ctx, t)
+		t.result, err = h.tick(r.Context(), t)
 	case isFollowUp:
 		t.result, err = within(h.slots.followUps, func() (any, error) { return h.followUp(ctx, e) })
 	case event.IsFact(e.Type()):

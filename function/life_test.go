@@ -81,7 +81,9 @@ func (d *day) lives() {
 	d.passes(5 * time.Minute)
 	eighth := d.process()
 	d.relay.killAfter(telemetry.RootSpanID(d.id), eighth)
-	d.tick(eighth)
+	if answer, err := eighth.try(d.t, http.MethodPost, "/", binary(event.Ping), nil); err == nil { // else it was killed before it could
+		require.Equal(d.t, http.StatusAccepted, answer.StatusCode)
+	}
 	d.until("the disk is free", `select exists (select from expiry.cleanups where outcome = 'released')`)
 	<-eighth.exited
 	eighth.exited <- nil

@@ -28,29 +28,35 @@ func newLives(db *postgres.DB, t *telemetry.Telemetry, c config.Traces, log *slo
 // tell pushes what a delivery has recorded, before its answer, since nothing may run after it.
 func (h *handler) tell(ctx context.Context, t taken, status int) {
 	h.telemetry.Metrics.EventAnswered(ctx, knownType(t.event.Type()), status)
-	writer, also := h.lives, []string(nil)
-	if kind, ok := event.KindOf(t.event.Type()); ok && kind == string(postgres.Cleanup) { // its steps are over one by one
-		also = append(also, t.event.Subject())
+	switch kind, ok := event.KindOf(t.event.Type()); {
+	case t.dryRun: // what was written into traces is remembered in rows
+		t.written = func() {}
+	case ok && kind == string(postgres.Cleanup): // its steps are over one by one
+		t.written = write(ctx, h.lives, h.log, t.event.Subject())
+	case t.written == nil:
+		t.written = write(ctx, h.lives, h.log)
 	}
-	if t.dryRun {
-		writer = nil // what was written into traces is remembered in rows
-	}
-	tell(ctx, h.telemetry, writer, h.log, also...)
+	flush(ctx, h.telemetry, h.log)
+	t.written()
 }
 
-// tell flushes telemetry and writes what is over of reservations' lives, side by side: the sender waits for both. Which
-// arrives first does not matter.
-func tell(ctx context.Context, t *telemetry.Telemetry, writer lives, log *slog.Logger, also ...string) {
-	var both sync.WaitGroup
-	if writer != nil {
-		both.Go(func() {
-			if _, err := writer.Write(ctx, also...); err != nil {
-				log.WarnContext(ctx, "phases are not written into their traces", "error", err)
-			}
-		})
+// write begins to write what is over of reservations' lives, and returns what waits until that is done. It need not wait
+// for a flush: which arrives first does not matter.
+func write(ctx context.Context, writer lives, log *slog.Logger, also ...string) (written func()) {
+	if writer == nil {
+		return func() {}
 	}
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		if _, err := writer.Write(ctx, also...); err != nil {
+			log.WarnContext(ctx, "phases are not written into their traces", "error", err)
+		}
+	})
+	return writing.Wait
+}
+
+func flush(ctx context.Context, t *telemetry.Telemetry, log *slog.Logger) {
 	if err := t.Flush(ctx); err != nil {
 		log.WarnContext(ctx, "telemetry is lost", "error", err)
 	}
-	both.Wait()
 }

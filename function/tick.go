@@ -16,7 +16,7 @@ import (
 
 // tick runs one sweep, sends what it made due and announces what it made true. One that is skipped leaves that to the
 // sweep that runs.
-func (h *handler) tick(ctx context.Context, t *taken) (any, error) {
+func (h *handler) tick(untraced context.Context, t *taken) (any, error) {
 	e := t.event
 	request, err := sweepAskedFor(e)
 	if err != nil {
@@ -24,13 +24,14 @@ func (h *handler) tick(ctx context.Context, t *taken) (any, error) {
 	}
 	t.dryRun = request.DryRun
 	cause := telemetry.Delivery(e, !h.warm.Swap(true))
-	ctx, span := h.telemetry.StartDelivery(telemetry.WithDelivery(ctx, cause), "sweep", cause...)
+	ctx, span := h.telemetry.StartDelivery(telemetry.WithDelivery(telemetry.Extract(untraced, e), cause), "sweep", cause...)
 	result, err := h.sweep(ctx, e.Type(), request)
 	if errors.Is(err, postgres.ErrLeaseLost) {
 		h.log.WarnContext(ctx, "another sweep has taken over and carries on", "error", err)
 		err = nil
 	}
 	if err == nil && !request.DryRun && result.Outcome != sweep.Skipped {
+		t.written = write(untraced, h.lives, h.log) // meanwhile
 		err = h.afterwards(ctx)
 	}
 	span.End(string(result.Outcome), err)

@@ -90,7 +90,9 @@ func newWorld(ctx context.Context, c config.Config, clock func() time.Time, log 
 
 // close lets go of the database and sends what telemetry there still is.
 func (w *world) close(ctx context.Context, log *slog.Logger) {
-	tell(ctx, w.telemetry, w.lives, log)
+	written := write(ctx, w.lives, log)
+	flush(ctx, w.telemetry, log)
+	written()
 	w.db.Close()
 	if err := w.telemetry.Shutdown(ctx); err != nil {
 		log.WarnContext(ctx, "telemetry is lost", "error", err)

@@ -93,6 +93,7 @@ Everything is left running, with a tick every %s. To look further:
   source %s
   %s status
   %s explain %s
+  %s trace %s
   psql "$DATABASE_URL" -c "select reservation_id, status, failure_reason from reservations order by name"
   kubectl --kubeconfig %s -n gpu-dev get pods
   aws ec2 describe-snapshots --owner-ids self
@@ -101,7 +102,7 @@ Everything is left running, with a tick every %s. To look further:
   tail -f %s
 
 make demo-down stops it.
-`, tickEvery, d.envFile(), binary, binary, d.example().ID[:8], d.env["KUBECONFIG"], d.service.url, d.service.log)
+`, tickEvery, d.envFile(), binary, binary, d.example().ID[:8], binary, d.example().ID[:8], d.env["KUBECONFIG"], d.service.url, d.service.log)
 	return nil
 }
 

@@ -93,13 +93,11 @@ func (db *DB) ClaimTraces(ctx context.Context, token uuid.UUID, lease time.Durat
 		for i := range claimed {
 			byID[claimed[i].ID], ids = &claimed[i], append(ids, claimed[i].ID)
 		}
-		if err := readRows(ctx, tx, ids, byID); err != nil {
-			return err
-		}
-		if err := readSteps(ctx, tx, ids, byID); err != nil {
-			return err
-		}
-		return readSnapshots(ctx, tx, ids, byID)
+		var reads pgx.Batch // a delivery's answer waits for it
+		readRows(&reads, ids, byID)
+		readSteps(&reads, ids, byID)
+		readSnapshots(&reads, ids, byID)
+		return tx.SendBatch(ctx, &reads).Close()
 	})
 	if err != nil {
 		return nil, fmt.Errorf("claim traces to write: %w", err)
@@ -133,8 +131,8 @@ func leaseTraces(ctx context.Context, tx pgx.Tx, token uuid.UUID, lease time.Dur
 	})
 }
 
-func readRows(ctx context.Context, tx pgx.Tx, ids []string, byID map[string]*Lifecycle) error {
-	rows, err := tx.Query(ctx, `
+func readRows(reads *pgx.Batch, ids []string, byID map[string]*Lifecycle) {
+	reads.Queue(`
 		select t.reservation_id, coalesce(l.stage, 0), `+reservationColumns("r")+`,
 		       case when r.status in ('expired', 'cancelled', 'failed') then
 		           coalesce(r.reservation_ended,
@@ -148,12 +146,7 @@ func readRows(ctx context.Context, tx pgx.Tx, ids []string, byID map[string]*Lif
 		from unnest($1::text[]) as t (reservation_id)
 		left join (`+lives+`) l using (reservation_id)
 		left join reservations r using (reservation_id)
-		left join expiry.cleanups c using (reservation_id)`, ids)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
+		left join expiry.cleanups c using (reservation_id)`, ids).Query(each(func(rows pgx.Rows) error {
 		var (
 			id, user                           string
 			stage                              Stage
@@ -179,20 +172,15 @@ func readRows(ctx context.Context, tx pgx.Tx, ids []string, byID map[string]*Lif
 			c.RequestedAt, c.DiskReleased, c.SettledAt = orZero(requested), orZero(released), orZero(settled)
 			l.Cleanup = &c
 		}
-	}
-	return rows.Err()
+		return nil
+	}))
 }
 
-func readSteps(ctx context.Context, tx pgx.Tx, ids []string, byID map[string]*Lifecycle) error {
-	rows, err := tx.Query(ctx, `
+func readSteps(reads *pgx.Batch, ids []string, byID map[string]*Lifecycle) {
+	reads.Queue(`
 		select reservation_id, step, started_at, finished_at, coalesce(outcome, ''), coalesce(detail, ''), attempts, coalesce(last_error, '')
 		from expiry.cleanup_steps where reservation_id = any($1)
-		order by started_at, step`, ids)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
+		order by started_at, step`, ids).Query(each(func(rows pgx.Rows) error {
 		var id string
 		var s StepRecord
 		var finished *time.Time
@@ -203,20 +191,15 @@ func readSteps(ctx context.Context, tx pgx.Tx, ids []string, byID map[string]*Li
 		if c := byID[id].Cleanup; c != nil {
 			c.Steps = append(c.Steps, s)
 		}
-	}
-	return rows.Err()
+		return nil
+	}))
 }
 
-func readSnapshots(ctx context.Context, tx pgx.Tx, ids []string, byID map[string]*Lifecycle) error {
-	rows, err := tx.Query(ctx, `
+func readSnapshots(reads *pgx.Batch, ids []string, byID map[string]*Lifecycle) {
+	reads.Queue(`
 		select reservation_id, coalesce(snapshot_id, ''), state, intended_at, settled_at, coalesce(detail, '')
 		from expiry.snapshots where reservation_id = any($1)
-		order by attempt`, ids)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
+		order by attempt`, ids).Query(each(func(rows pgx.Rows) error {
 		var id string
 		var s LifecycleSnapshot
 		var settled *time.Time
@@ -227,8 +210,20 @@ func readSnapshots(ctx context.Context, tx pgx.Tx, ids []string, byID map[string
 		if c := byID[id].Cleanup; c != nil {
 			c.Snapshots = append(c.Snapshots, s)
 		}
+		return nil
+	}))
+}
+
+// each reads all rows of a batch's query.
+func each(read func(pgx.Rows) error) func(pgx.Rows) error {
+	return func(rows pgx.Rows) error {
+		for rows.Next() {
+			if err := read(rows); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
 	}
-	return rows.Err()
 }
 
 // SettleTraces records what has become of claimed traces and gives them back. Those whose lease is lost stay as they are.
