@@ -2,10 +2,10 @@
 # time, from the modules that tools/eventing and its like pin, and run as processes: see internal/e2e.
 
 E2E_DIR := $(CURDIR)/.stack-e2e
-E2E_STACK := STACK_DIR=$(E2E_DIR) STACK_WITHOUT="jaeger promtool" STACK_WITH="eventing serving node" $(STACK)
+E2E_STACK := STACK_DIR=$(E2E_DIR) STACK_WITHOUT="jaeger promtool" STACK_WITH="eventing serving keda node" $(STACK)
 
 .PHONY: e2e
-e2e: build ## Drive the service through Knative's own components (RUN=TestKnative runs one)
+e2e: build ## Drive the service through Knative's and KEDA's own components (RUN=TestKnative runs one)
 	@$(E2E_STACK) down
 	@$(E2E_STACK) up
 	@set +e; STACK_DIR=$(E2E_DIR) go test -tags e2e -count=1 -timeout 40m -v -run '$(or $(RUN),.)' ./internal/e2e; code=$$?; \
