@@ -13,13 +13,15 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
 // TestADeliveryMayDieAnywhere kills a delivery before and after each of its calls and lets the next ones go on: the end
 // must be that of a delivery which lived.
 func TestADeliveryMayDieAnywhere(t *testing.T) {
 	t.Parallel()
-	whole := newWorld(t)
+	shelf := stacktest.NewShelf(t)
+	whole := newWorldIn(t, shelf)
 	whole.stand(t)
 	whole.request(t)
 	var begun, answered atomic.Int32
@@ -33,7 +35,7 @@ func TestADeliveryMayDieAnywhere(t *testing.T) {
 		for k := range calls {
 			t.Run(fmt.Sprintf("%s call %d", when, k+1), func(t *testing.T) {
 				t.Parallel()
-				w := newWorld(t)
+				w := newWorldIn(t, shelf)
 				w.stand(t)
 				w.request(t)
 				ctx, kill := context.WithCancel(t.Context())

@@ -61,7 +61,12 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	url := stacktest.Database(t)
+	return newWorldIn(t, stacktest.NewShelf(t))
+}
+
+func newWorldIn(t *testing.T, shelf *stacktest.Shelf) *world {
+	t.Helper()
+	url := shelf.Database(t)
 	db, err := postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
 	t.Cleanup(db.Close)

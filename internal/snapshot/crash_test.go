@@ -49,9 +49,10 @@ var scenarios = map[string]struct {
 // on, and compares the end with that of one that lived.
 func TestAProcessMayDieAnywhere(t *testing.T) {
 	t.Parallel()
+	shared := newGround(t)
 	for name, s := range scenarios {
 		run := func(t *testing.T, before, after func(string) error) *world {
-			w := newWorld(t)
+			w := shared.world(t)
 			w.use(s.options)
 			if s.arrange != nil {
 				s.arrange(t, w)
@@ -153,12 +154,13 @@ func (w *world) dieAt(ctx context.Context, t *testing.T) {
 // holder keeps it.
 func TestADiskTakenOverAtAnyMomentIsLeftAlone(t *testing.T) {
 	t.Parallel()
-	whole := newWorld(t)
+	shared := newGround(t)
+	whole := shared.world(t)
 	whole.settle(t, 2)
 	for k, name := range whole.calls {
 		t.Run(fmt.Sprintf("before %d %s", k+1, name), func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := shared.world(t)
 			n := 0
 			taken := make(chan error, 1)
 			w.reset(func(string) error {

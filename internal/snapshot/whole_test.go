@@ -37,7 +37,7 @@ func TestTheWholeWayFromAPodToASnapshot(t *testing.T) {
 		p.Spec.NodeName = node
 		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "home", MountPath: "/home/dev"}}
 		p.Spec.Volumes = []corev1.Volume{{Name: "home", VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "disk"}}}}
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: w.claimed}}}}
 	})
 	_, err = w.cluster.Exec(podName, nil, "sh", "-c", "echo hello > /home/dev/notes.txt")
 	require.NoError(t, err)

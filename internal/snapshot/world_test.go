@@ -68,18 +68,34 @@ type world struct {
 	runner  *followup.Runner
 	sts     *aws.STS
 
-	id, newer, volume, instance, pv string
+	id, newer, volume, instance, pv, claimed string
+}
+
+// ground is what the worlds of one test share.
+type ground struct {
+	shelf   *stacktest.Shelf
+	cluster *stacktest.Cluster
+}
+
+func newGround(t *testing.T) ground {
+	t.Helper()
+	return ground{stacktest.NewShelf(t), stacktest.Kubernetes(t)}
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{account: stacktest.AWS(t), cluster: stacktest.Kubernetes(t), clock: &clock{}, id: uuid.NewString(), newer: uuid.NewString()}
-	w.pv = "pv-" + w.id[:13]
+	return newGround(t).world(t)
+}
+
+func (g ground) world(t *testing.T) *world {
+	t.Helper()
+	w := &world{account: stacktest.AWS(t), cluster: g.cluster, clock: &clock{}, id: uuid.NewString(), newer: uuid.NewString()}
+	w.pv, w.claimed = "pv-"+w.id[:13], "disk-"+w.id[:13]
 	w.account.Config.Retryer = func() awssdk.Retryer { // the SDK's own patience, without its waiting
 		return retry.NewStandard(func(o *retry.StandardOptions) { o.MaxBackoff = time.Millisecond })
 	}
 	w.cloud = ec2.NewFromConfig(w.account.Config)
-	url := stacktest.Database(t)
+	url := g.shelf.Database(t)
 	var err error
 	w.db, err = postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
@@ -188,7 +204,7 @@ func (w *world) claim(t *testing.T) (claimUID, pvUID string) {
 	modes := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
 	size := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("10Gi")}
 	claim, err := core.PersistentVolumeClaims(w.cluster.Namespace).Create(ctx, &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Name: "disk"},
+		ObjectMeta: metav1.ObjectMeta{Name: w.claimed},
 		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: modes, VolumeName: w.pv, StorageClassName: &none,
 			Resources: corev1.VolumeResourceRequirements{Requests: size}},
 	}, metav1.CreateOptions{})
@@ -197,7 +213,7 @@ func (w *world) claim(t *testing.T) (claimUID, pvUID string) {
 		ObjectMeta: metav1.ObjectMeta{Name: w.pv},
 		Spec: corev1.PersistentVolumeSpec{
 			Capacity: size, AccessModes: modes, PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
-			ClaimRef: &corev1.ObjectReference{Namespace: w.cluster.Namespace, Name: "disk", UID: claim.UID},
+			ClaimRef: &corev1.ObjectReference{Namespace: w.cluster.Namespace, Name: w.claimed, UID: claim.UID},
 			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
 				Driver: "ebs.csi.aws.com", VolumeHandle: w.volume}},
 		}}, metav1.CreateOptions{})
@@ -219,15 +235,13 @@ func (w *world) rows(t *testing.T, claimUID, pvUID string) {
 	require.NoError(t, err)
 	require.NoError(t, w.db.RecordIdentity(t.Context(), w.id, postgres.Identity{
 		Namespace: w.cluster.Namespace, VolumeID: w.volume, DiskName: diskName, InstanceID: w.instance,
-		ClaimName: "disk", ClaimUID: claimUID, PVName: w.pv, PVUID: pvUID,
+		ClaimName: w.claimed, ClaimUID: claimUID, PVName: w.pv, PVUID: pvUID,
 	}, "done", ""))
 	require.NoError(t, w.db.RecordListing(t.Context(), w.id, "1.2G", "s3://contents/alice/work", "done", ""))
 	require.NoError(t, w.db.RecordPodGone(t.Context(), w.id, "done", ""))
-	for _, step := range postgres.Steps() {
-		if step != postgres.StepDisk {
-			require.NoError(t, w.db.FinishStep(t.Context(), w.id, step, "done", ""))
-		}
-	}
+	w.exec(t, `insert into expiry.cleanup_steps (reservation_id, step, finished_at, outcome)
+		select $1, step, now(), 'done' from unnest($2::text[]) step where step <> $3 on conflict do nothing`,
+		w.id, postgres.Steps(), postgres.StepDisk)
 }
 
 func (w *world) exec(t *testing.T, statement string, args ...any) {
@@ -370,7 +384,7 @@ func (w *world) made(t *testing.T) []disk.Snapshot {
 func (w *world) objects(t *testing.T) bool {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
-	claim, err1 := w.cluster.Client.CoreV1().PersistentVolumeClaims(w.cluster.Namespace).Get(ctx, "disk", metav1.GetOptions{})
+	claim, err1 := w.cluster.Client.CoreV1().PersistentVolumeClaims(w.cluster.Namespace).Get(ctx, w.claimed, metav1.GetOptions{})
 	v, err2 := w.cluster.Client.CoreV1().PersistentVolumes().Get(ctx, w.pv, metav1.GetOptions{})
 	kept := err1 == nil && claim.DeletionTimestamp == nil
 	require.Equal(t, kept, err2 == nil && v.DeletionTimestamp == nil, "one without the other")
