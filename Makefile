@@ -10,6 +10,7 @@ GO_TOOL := go tool -modfile=tools/go.mod
 
 include tools/stack.mk
 include tools/deploy.mk
+include tools/simulate.mk
 include tools/e2e.mk
 
 .PHONY: help

@@ -1,0 +1,176 @@
+package simulation
+
+import (
+	"slices"
+	"time"
+
+	ce "github.com/cloudevents/sdk-go/v2/event"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/pod"
+)
+
+// act has somebody do something, at whatever moment this is.
+func (p *people) act(w *world) {
+	if len(p.all) == 0 {
+		return
+	}
+	r := p.all[w.rand.IntN(len(p.all))]
+	acts := []func(*world, *reservation){p.extend, p.extend, p.cancel, p.deletePod, p.die, p.oom, p.loseNode, p.again, p.again, p.again,
+		p.deleteDisk, p.restoreDisk, p.backUp, p.forge, p.forge, p.forget, p.days}
+	acts[w.rand.IntN(len(acts))](w, r)
+}
+
+func (p *people) extend(w *world, r *reservation) {
+	by := w.between(-5*time.Minute, 50*time.Minute)
+	if p.write(w, r, statement{"update reservations set expires_at = $2 where reservation_id = $1 and expires_at is not null", []any{r.id, w.now().Add(by)}}) {
+		w.say(r.user, "extends %s to %s from now", r.id, by)
+	}
+}
+
+// cancel ends a reservation whatever its status is by now: the user saw it live.
+func (p *people) cancel(w *world, r *reservation) {
+	if p.write(w, r, statement{"update reservations set status = 'cancelled', cancelled_at = $2, reservation_ended = $2 where reservation_id = $1", []any{r.id, w.now()}}) {
+		w.say(r.user, "cancels %s", r.id)
+	}
+}
+
+func (p *people) podOf(w *world, r *reservation) bool {
+	return r.pod != nil && w.outside.Cluster.Pod(r.pod.Namespace, r.pod.Name) == r.pod
+}
+
+func (p *people) deletePod(w *world, r *reservation) {
+	if p.podOf(w, r) {
+		w.say(r.user, "deletes pod %s", r.pod.Name)
+		w.outside.Cluster.Delete(r.pod, 30*time.Second)
+	}
+}
+
+func (p *people) die(w *world, r *reservation) {
+	if p.podOf(w, r) && r.pod.Runs() {
+		w.say("kubelet", "evicts pod %s", r.pod.Name)
+		r.died = w.now()
+		w.outside.Cluster.Kill(r.pod, "Evicted", pod.Failed)
+	}
+}
+
+func (p *people) oom(w *world, r *reservation) {
+	if p.podOf(w, r) && r.pod.Runs() {
+		w.say("kernel", "kills %s for want of memory", r.pod.Name)
+		w.outside.Cluster.OOM(r.pod)
+	}
+}
+
+func (p *people) loseNode(w *world, r *reservation) {
+	if n := w.outside.Cluster.Node(r.node); n != nil && !n.CutOff && p.podOf(w, r) {
+		state := pick(w, "terminated", "stopped")
+		w.say("aws", "instance %s of %s is %s", r.instance, r.podName, state)
+		w.outside.Cluster.LoseNode(r.node, state)
+	}
+}
+
+// again starts a new reservation on what an ended one had: its disk, its pod's name, its domain, or its very volume.
+func (p *people) again(w *world, r *reservation) {
+	if !r.healthy || len(p.all) > 7 {
+		return
+	}
+	switch status(w, r.id) {
+	case "expired", "cancelled", "failed":
+	default:
+		return
+	}
+	taken := column[bool](w.data, `select exists (select from reservations where status in ('pending', 'queued', 'preparing', 'active')
+		and (user_id = $1 and disk_name = $2 or domain_name = $3))`, r.user, r.disk, r.domain)[0]
+	if taken {
+		return
+	}
+	like := ""
+	if w.oneIn(2) {
+		like = r.id
+	}
+	n := p.reserve(w, r.user, like)
+	n.disk, n.domain = r.disk, r.domain
+	if v := w.outside.EC2.Volume(r.volume); v != nil && w.oneIn(3) {
+		n.volume = r.volume
+		w.say(r.user, "will have the very volume %s", n.volume)
+	}
+	p.launched(w, n, w.between(8*time.Minute, 50*time.Minute), 0)
+}
+
+func (p *people) deleteDisk(w *world, r *reservation) {
+	date := w.now().Add(time.Duration(pick(w, 30, 3, 0)) * 24 * time.Hour)
+	if r.disk != "" && p.write(w, r, statement{`update disks set is_deleted = true, delete_date = $3::date, marked_deleted_at = $4
+		where user_id = $1 and disk_name = $2`, []any{r.user, r.disk, date.Format(time.DateOnly), w.now()}}) {
+		w.say(r.user, "deletes disk %s for %s", r.disk, date.Format(time.DateOnly))
+	}
+}
+
+func (p *people) restoreDisk(w *world, r *reservation) {
+	if r.disk != "" && p.write(w, r, statement{`update disks set is_deleted = false, delete_date = null, marked_deleted_at = null
+		where user_id = $1 and disk_name = $2`, []any{r.user, r.disk}}) {
+		w.say(r.user, "restores disk %s", r.disk)
+	}
+}
+
+// backUp has the platform snapshot a disk in use, and count it as pending.
+func (p *people) backUp(w *world, r *reservation) {
+	v := w.outside.EC2.Volume(r.volume)
+	if v == nil || v.State == disk.VolumeDeleting || r.disk == "" {
+		return
+	}
+	key := disk.Key{User: r.user, Name: r.disk}
+	tags := key.Tags()
+	tags[disk.TagType] = "periodic"
+	if p.write(w, r, statement{`update disks set is_backing_up = true, pending_snapshot_count = pending_snapshot_count + 1, last_updated = $3
+		where user_id = $1 and disk_name = $2`, []any{r.user, r.disk, w.now()}}) {
+		s := w.outside.EC2.Snap(v, tags, "periodic backup")
+		w.say("platform", "backs %s up as %s", r.disk, s.ID)
+	}
+}
+
+// forge sends an event that nobody asked for.
+func (p *people) forge(w *world, r *reservation) {
+	f := event.FollowUp{ReservationID: r.id, Subject: r.id, Kind: "cleanup", Key: r.id, Dispatch: 1}
+	switch w.rand.IntN(5) {
+	case 0:
+		f.Kind, f.Key = "warning", event.WarningKey(r.id, w.now().Add(10*time.Minute), 15)
+	case 1:
+		f.Kind, f.Key = "snapshot.sync", w.uuid().String()
+	case 2:
+		if all := w.outside.EC2.Snapshots(); len(all) > 0 {
+			f.Kind, f.Key, f.ReservationID = "snapshot.purge", all[w.rand.IntN(len(all))].ID, ""
+			f.Subject = f.Key
+		}
+	}
+	e, err := event.Builder{Now: w.now}.FollowUp(f)
+	if err != nil {
+		w.say("forger", "cannot make %s %s: %v", f.Kind, f.Key, err)
+		return
+	}
+	w.faults.count("bus: event forged")
+	w.checks.forged(e, func(e ce.Event) {
+		proc := w.service.process("forged")
+		_ = w.service.deliver(proc, e)
+	})
+}
+
+// forget has the platform delete the row of a reservation that ended.
+func (p *people) forget(w *world, r *reservation) {
+	if !w.oneIn(4) || !slices.Contains([]string{"expired", "cancelled", "failed"}, status(w, r.id)) {
+		return
+	}
+	if p.write(w, r, statement{"delete from reservations where reservation_id = $1", []any{r.id}}) {
+		w.say("platform", "deletes the row of %s", r.id)
+	}
+}
+
+// days go by without anything.
+func (p *people) days(w *world, _ *reservation) {
+	if !w.oneIn(4) || w.depth > 0 {
+		return
+	}
+	d := w.between(24*time.Hour, 9*24*time.Hour)
+	w.say("world", "%s go by", d)
+	w.outside.Advance(d)
+}

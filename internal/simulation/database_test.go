@@ -1,0 +1,264 @@
+package simulation
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
+)
+
+// database is a real one whose clock is the simulation's: in schema sim, which comes before pg_catalog in its search
+// path, clock_timestamp() reads a setting. It goes from seed to seed, emptied in between.
+type database struct {
+	t     testing.TB
+	url   string
+	db    *postgres.DB
+	users *pgx.Conn // the platform and its users
+	reset string    // what empties all tables
+	tidy  string    // and takes away what is left of the rows
+	world *world    // the present seed's
+
+	told   map[*pgx.Conn]time.Time // what each connection takes for now
+	inside bool                    // a statement of the simulation's own
+}
+
+const simSchema = `
+create schema sim;
+create function sim.clock_timestamp() returns timestamptz language sql volatile as
+    $$ select current_setting('sim.now')::timestamptz $$;
+create sequence sim.ids;
+create function sim.gen_random_uuid() returns uuid language sql volatile as
+    $$ select lpad(to_hex(nextval('sim.ids')), 32, '0')::uuid $$;
+create table sim.audit (
+    n bigint generated always as identity primary key, at timestamptz, who text, what text, id text,
+    old_status text, new_status text, deadline timestamptz, old_row jsonb, new_row jsonb
+);
+create function sim.audit() returns trigger language plpgsql as $$
+declare
+    o jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) end;
+    n jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) end;
+begin
+    insert into sim.audit (at, who, what, id, old_row, new_row)
+    values (clock_timestamp(), current_setting('sim.who', true), tg_table_name,
+            coalesce(n, o) ->> case tg_table_name when 'disks' then 'disk_id' else 'reservation_id' end, o, n);
+    return null;
+end $$;
+`
+
+const simTriggers = `
+create trigger audit after insert or update or delete on reservations for each row execute function sim.audit();
+create trigger audit after insert or update or delete on disks for each row execute function sim.audit();
+`
+
+func newDatabase(t testing.TB) *database {
+	t.Helper()
+	ctx := context.Background()
+	super, err := url.Parse(stacktest.Env(t, "STACK_POSTGRES_URL"))
+	require.NoError(t, err)
+	server, err := pgx.Connect(ctx, super.String())
+	require.NoError(t, err)
+	name := fmt.Sprintf("simulation_%d", time.Now().UnixNano())
+	_, err = server.Exec(ctx, "create database "+name)
+	require.NoError(t, err)
+	var socket string
+	require.NoError(t, server.QueryRow(ctx, "select split_part(current_setting('unix_socket_directories'), ',', 1)").Scan(&socket))
+	t.Cleanup(func() {
+		_, err := server.Exec(ctx, "drop database "+name+" with (force)")
+		require.NoError(t, err)
+		require.NoError(t, server.Close(ctx))
+	})
+	super.Path = "/" + name
+	d := &database{t: t, url: super.String(), told: map[*pgx.Conn]time.Time{}}
+	if bySocket := d.bySocket(super, socket); bySocket != "" {
+		d.url = bySocket
+	}
+	setup, err := pgx.Connect(ctx, d.url)
+	require.NoError(t, err)
+	d.run(setup, simSchema)
+	for _, setting := range []string{
+		"search_path = public, sim, pg_catalog", "sim.now = '2026-01-01 00:00:00Z'", "jit = off", "plan_cache_mode = force_generic_plan",
+		"lock_timeout = '20ms'", "timezone = 'UTC'",
+	} {
+		d.run(setup, "alter database "+name+" set "+setting)
+	}
+	require.NoError(t, setup.Close(ctx))
+	require.NoError(t, postgres.MigratePlatformTables(ctx, d.url))
+	require.NoError(t, postgres.Migrate(ctx, d.url))
+	d.users, err = pgx.Connect(ctx, d.url)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = d.users.Close(ctx) })
+	d.run(d.users, simTriggers+"set sim.who = 'user'; set statement_timeout = '10s'")
+	var tables []string
+	for _, table := range column[string](d, `
+		select format('%I.%I', schemaname, tablename) from pg_tables
+		where schemaname in ('public', 'expiry') and tablename not in ('schema_version', 'platform_tables_version', 'migration_lock', 'sweep_lease')
+		   or schemaname = 'sim' order by 1`) {
+		tables = append(tables, table)
+		d.reset += "delete from " + table + ";"
+		d.run(d.users, "alter table "+table+" set (autovacuum_enabled = off)")
+	}
+	d.reset = "set session_replication_role = replica;" + d.reset + `set session_replication_role = origin;
+		update expiry.sweep_lease set token = null, holder = null, expires_at = '-infinity'; alter sequence sim.ids restart`
+	d.tidy = "vacuum " + strings.Join(tables, ", ")
+	d.db, err = postgres.Open(ctx, d.url, postgres.Options{Tracer: d, Prepare: true, MaxConns: 8})
+	require.NoError(t, err)
+	t.Cleanup(d.db.Close)
+	return d
+}
+
+// bySocket is the database's address past TCP, empty where that leads nowhere.
+func (d *database) bySocket(super *url.URL, socket string) string {
+	local := *super
+	query := local.Query()
+	query.Set("host", socket)
+	query.Set("port", super.Port())
+	local.Host, local.RawQuery = "", query.Encode()
+	conn, err := pgx.Connect(context.Background(), local.String())
+	if err != nil {
+		return ""
+	}
+	_ = conn.Close(context.Background())
+	return local.String()
+}
+
+// run runs statements of the simulation's own.
+func (d *database) run(conn *pgx.Conn, statements string) {
+	d.t.Helper()
+	if _, err := conn.PgConn().Exec(context.Background(), statements).ReadAll(); err != nil {
+		d.amiss(fmt.Errorf("%s: %w", statements, err))
+	}
+}
+
+// begin empties the database for a world.
+func (d *database) begin(w *world) {
+	d.world = w
+	d.run(d.users, d.reset)
+	d.run(d.users, d.tidy)
+}
+
+// tell lets a connection know the time.
+func (d *database) tell(conn *pgx.Conn) {
+	if d.world == nil {
+		return
+	}
+	now := d.world.now()
+	if d.told[conn].Equal(now) {
+		return
+	}
+	d.run(conn, "set sim.now = '"+now.Format(time.RFC3339Nano)+"'")
+	d.told[conn] = now
+}
+
+// TraceQueryStart is called before each statement of the service's. It is where the database fails and processes die:
+// a context that has ended keeps the statement from being sent.
+func (d *database) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if d.inside || d.world == nil {
+		return ctx
+	}
+	word, _, _ := strings.Cut(strings.TrimSpace(data.SQL), " ")
+	p := processOf(ctx)
+	if p == nil || word == "rollback" {
+		if p != nil {
+			p.inTx--
+		}
+		delete(d.told, conn) // a rollback takes back the time, too
+		return ctx
+	}
+	verdict := d.world.statement(ctx, p, word)
+	if !p.dead {
+		d.tell(conn)
+	}
+	switch word {
+	case "begin":
+		if verdict == passes {
+			p.inTx++
+		}
+	case "commit":
+		p.inTx--
+	}
+	if verdict == passes {
+		return ctx
+	}
+	d.inside = true
+	defer func() { d.inside = false }()
+	switch {
+	case word == "commit" && verdict == failsAfter:
+		d.run(conn, "commit")
+	case word == "commit":
+		d.run(conn, "rollback")
+		delete(d.told, conn)
+	case word != "begin" && verdict == failsAfter && conn.PgConn().TxStatus() == 'I':
+		if _, err := conn.Exec(context.WithoutCancel(ctx), data.SQL, data.Args...); err != nil {
+			d.world.say("database", "it would have failed anyway: %v", err)
+		}
+	}
+	over, cancel := context.WithDeadline(ctx, time.Unix(0, 0))
+	cancel()
+	return over
+}
+
+// TraceQueryEnd is part of pgx.QueryTracer.
+func (d *database) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// read runs a query of the simulation's own and collects the rows that it returns.
+func read[T any](d *database, query string, args ...any) []T {
+	return collect(d, pgx.RowToStructByPos[T], query, args)
+}
+
+// column is read for a query of one column.
+func column[T any](d *database, query string, args ...any) []T {
+	return collect(d, pgx.RowTo[T], query, args)
+}
+
+func collect[T any](d *database, scan pgx.RowToFunc[T], query string, args []any) []T {
+	d.tell(d.users)
+	rows, err := d.users.Query(context.Background(), query, args...)
+	var all []T
+	if err == nil {
+		all, err = pgx.CollectRows(rows, scan)
+	}
+	if err != nil {
+		d.amiss(fmt.Errorf("%s: %w", query, err))
+	}
+	return all
+}
+
+// amiss ends a world in which the simulation itself has failed. It may be called on a goroutine of the service's.
+func (d *database) amiss(err error) {
+	if d.world == nil {
+		d.t.Error(err)
+		return
+	}
+	d.world.checks.require("the simulation itself", false, "%v", err)
+}
+
+// platform has the platform write something in one transaction; false where it would have to wait for a lock.
+func (d *database) platform(statements ...statement) bool {
+	d.t.Helper()
+	d.tell(d.users)
+	batch := &pgx.Batch{}
+	for _, s := range statements {
+		batch.Queue(s.sql, s.args...)
+	}
+	err := d.users.SendBatch(context.Background(), batch).Close()
+	if err != nil && strings.Contains(err.Error(), "55P03") {
+		return false
+	}
+	if err != nil {
+		d.amiss(err)
+	}
+	return err == nil
+}
+
+type statement struct {
+	sql  string
+	args []any
+}

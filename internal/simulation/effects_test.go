@@ -1,0 +1,144 @@
+package simulation
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/simulation/model"
+)
+
+// effect judges what is about to be taken away.
+func (c *checks) effect(e model.Effect) {
+	c.touched++
+	if e.What == "write file" {
+		c.file(e)
+		return
+	}
+	c.w.say("effect", "%s %s of %s", e.What, e.Name, e.Owner)
+	if e.Owner != "" && e.What != "delete snapshot" {
+		at := status(c.w, e.Owner)
+		live := (&row{Status: at}).live()
+		c.require(newIsSafe, !live, "%s %s, which belongs to %s, and that is %s", e.What, e.Name, e.Owner, at)
+	}
+	switch e.What {
+	case "delete volume":
+		c.volumeGoes(e.Volume)
+	case "delete snapshot":
+		c.snapshotGoes(e.Snapshot)
+	}
+}
+
+// volumeGoes judges the end of a volume.
+func (c *checks) volumeGoes(v *model.Volume) {
+	last := c.w.outside.EC2.LastWrite(v)
+	why := "there is no snapshot of it"
+	proven := false
+	for _, s := range c.w.outside.EC2.Snapshots() {
+		if s.VolumeID != v.ID {
+			continue
+		}
+		switch {
+		case s.State != disk.SnapshotCompleted:
+			why = fmt.Sprintf("snapshot %s is %s", s.ID, s.State)
+		case s.Tags[disk.TagReservation] == "":
+			why = fmt.Sprintf("snapshot %s was not made by us", s.ID)
+		case s.Holds.Before(last):
+			why = fmt.Sprintf("snapshot %s holds what was written until %s, the last write was at %s", s.ID, s.Holds.Format(time.TimeOnly), last.Format(time.TimeOnly))
+		default:
+			proven = true
+		}
+	}
+	c.require(volumeProven, proven && len(v.Attachments) == 0, "volume %s goes, but %s", v.ID, why)
+}
+
+// snapshotGoes judges the end of a snapshot.
+func (c *checks) snapshotGoes(s *model.Snapshot) {
+	type saved struct {
+		Deleted bool
+		Date    *time.Time
+	}
+	rows := read[saved](c.w.data, "select coalesce(is_deleted, false), delete_date from disks where user_id = $1 and disk_name = $2", s.Key().User, s.Key().Name)
+	now := c.w.now()
+	switch {
+	case len(rows) == 0:
+		c.require(newestKept, false, "snapshot %s goes, and no row knows its disk", s.ID)
+	case rows[0].Deleted:
+		c.require(newestKept, rows[0].Date != nil && !now.Before(*rows[0].Date), "snapshot %s goes before its disk's date %v", s.ID, rows[0].Date)
+	default:
+		newer := 0
+		for _, o := range c.w.outside.EC2.Snapshots() {
+			if o.Key() == s.Key() && o.State == disk.SnapshotCompleted && o.StartedAt.After(s.StartedAt) {
+				newer++
+			}
+		}
+		c.require(newestKept, newer >= disk.KeepNewest && now.Sub(s.StartedAt) > disk.KeepFor,
+			"snapshot %s of a live disk goes, with %d newer ones, %s old", s.ID, newer, now.Sub(s.StartedAt))
+	}
+}
+
+// file judges what is written into a pod.
+func (c *checks) file(e model.Effect) {
+	if !strings.HasPrefix(e.File.Name, "WARN_") {
+		return
+	}
+	c.warnings = append(c.warnings, written{e.Owner, e.File.Name, e.File.Content, c.w.now()})
+	type state struct {
+		Status string
+		Ends   *time.Time
+		Ended  *time.Time
+	}
+	rows := read[state](c.w.data, "select coalesce(status, ''), expires_at, reservation_ended from reservations where reservation_id = $1 and isfinite(expires_at)", e.Owner)
+	if len(rows) == 0 {
+		return
+	}
+	// A delivery that saw it live may be overtaken by its end: writing takes up to 15 s.
+	const way = time.Minute
+	r := rows[0]
+	late := r.Ended != nil && r.Status != "active" && c.w.now().Sub(*r.Ended) > way
+	c.require(warnedInTime, !late, "%s is written to %s, which has ended at %v", e.File.Name, e.Owner, r.Ended)
+}
+
+// diskChanged judges a change of a disk's row.
+func (c *checks) diskChanged(ch change, before, after *row, service bool) {
+	c.require(countedOnce, after.Pending >= 0, "disk %s has %d pending snapshots", after.DiskName, after.Pending)
+	if !service || before == nil || !before.InUse || after.InUse {
+		return
+	}
+	holder := before.ReservationID
+	c.w.say("rows", "disk %s of %s released by %s", after.DiskName, after.UserID, holder)
+	if holder == "" {
+		return
+	}
+	at := status(c.w, holder)
+	c.require(newIsSafe, !(&row{Status: at}).live(), "disk %s is released, and its holder %s is %s", after.DiskName, holder, at)
+	for _, v := range c.w.outside.EC2.Volumes() {
+		if v.Owner == holder && v.State != disk.VolumeDeleting && c.named(v, holder) {
+			held, open := c.held(v)
+			c.require(diskSettled, held && !open, "disk %s is released, and volume %s is there: held by a snapshot %t, one pending %t", after.DiskName, v.ID, held, open)
+		}
+	}
+	c.checked[diskSettled]++
+}
+
+// named reports whether anything that the service can read names the volume. The pod does, too, but it may be gone.
+func (c *checks) named(v *model.Volume, holder string) bool {
+	return column[bool](c.w.data, `
+		select exists (select from reservations where reservation_id = $1 and ebs_volume_id = $2)
+		    or exists (select from disks where ebs_volume_id = $2) or exists (select from expiry.cleanups where reservation_id = $1 and volume_id = $2)`,
+		holder, v.ID)[0]
+}
+
+// held reports whether a completed snapshot has all that a volume has, and whether one of our own is pending.
+func (c *checks) held(v *model.Volume) (held, open bool) {
+	last := c.w.outside.EC2.LastWrite(v)
+	for _, s := range c.w.outside.EC2.Snapshots() {
+		if s.VolumeID != v.ID {
+			continue
+		}
+		held = held || s.State == disk.SnapshotCompleted && !s.Holds.Before(last)
+		open = open || s.State == disk.SnapshotPending && s.Tags[disk.TagReservation] != ""
+	}
+	return held, open
+}

@@ -1,0 +1,212 @@
+package simulation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/fault"
+)
+
+// faults decides what goes wrong.
+type faults struct {
+	w       *world
+	counted map[string]int
+	calls   int
+
+	perCall map[string]int // of a service: once in so many calls
+	death   int
+	race    int
+	outages map[string]outage
+}
+
+// outage is a time during which every call to a service fails.
+type outage struct{ from, to time.Time }
+
+// The services that can fail.
+const (
+	kubernetes = "kubernetes"
+	ec2        = "ec2"
+	network    = "aws"
+	sql        = "database"
+)
+
+func newFaults(w *world) *faults {
+	f := &faults{w: w, counted: map[string]int{}, perCall: map[string]int{}, outages: map[string]outage{}}
+	if w.oneIn(8) {
+		return f // a good day
+	}
+	for _, service := range []string{kubernetes, ec2, network, sql} {
+		f.perCall[service] = pick(w, 0, 0, 300, 100, 40, 15)
+		if w.oneIn(6) {
+			from := w.now().Add(w.between(0, 25*time.Minute))
+			f.outages[service] = outage{from, from.Add(w.between(time.Minute, 12*time.Minute))}
+		}
+	}
+	f.perCall[sql] *= 4 // there are many statements
+	f.death = pick(w, 0, 0, 1500, 500, 150)
+	f.race = pick(w, 0, 1500, 500, 150)
+	return f
+}
+
+func (f *faults) stop() {
+	f.perCall, f.outages, f.death, f.race = map[string]int{}, map[string]outage{}, 0, 0
+}
+
+func (f *faults) count(what string) { f.counted[what]++ }
+
+// wrong returns how much has gone wrong so far.
+func (f *faults) wrong() (n int) {
+	for _, times := range f.counted {
+		n += times
+	}
+	return n
+}
+
+// outcome is what becomes of a call or statement.
+type outcome int
+
+const (
+	passes      outcome = iota
+	failsBefore         // it has no effect
+	failsAfter          // it has its effect, and no answer comes
+	diesBefore
+	diesAfter
+)
+
+// out reports whether a service has an outage.
+func (f *faults) out(service string) bool {
+	o, ok := f.outages[service]
+	return ok && !f.w.now().Before(o.from) && f.w.now().Before(o.to)
+}
+
+// draw decides about one call.
+func (f *faults) draw(service string) outcome {
+	f.calls++
+	w := f.w
+	if f.out(service) {
+		f.count(service + ": out")
+		return failsBefore
+	}
+	if w.oneIn(f.death) {
+		f.count("process: killed at a call")
+		return pick(w, diesBefore, diesAfter)
+	}
+	if w.oneIn(f.perCall[service]) {
+		return pick(w, failsBefore, failsAfter)
+	}
+	return passes
+}
+
+var errDead = fault.Errorf(fault.Transient, "the process is dead")
+
+// call is one call to the outside. effect is what it does there.
+func (w *world) call(ctx context.Context, service, what string, effect func() error) error {
+	p := processOf(ctx)
+	if p.dead {
+		return errDead
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	w.outside.Advance(w.between(time.Millisecond, 40*time.Millisecond))
+	if w.oneIn(w.faults.race) {
+		w.meanwhile(p)
+	}
+	switch o := w.faults.draw(service); o {
+	case diesBefore, diesAfter:
+		if o == diesAfter {
+			_ = effect()
+		}
+		p.dead = true
+		w.say(p.name, "%s: %s — KILLED %s it", service, what, beforeOrAfter(o == diesBefore))
+		return errDead
+	case failsBefore, failsAfter:
+		kind := "error"
+		if w.oneIn(3) {
+			kind = "time-out"
+			w.outside.Advance(w.between(5*time.Second, 15*time.Second))
+		} else if w.oneIn(3) {
+			kind = "throttled"
+			o = failsBefore
+		}
+		if o == failsAfter {
+			if err := effect(); err != nil {
+				return w.answer(p, service, what, err)
+			}
+		}
+		w.faults.count(fmt.Sprintf("%s: %s %s", service, kind, beforeOrAfter(o == failsBefore)))
+		return w.answer(p, service, what, fault.Errorf(fault.Transient, "%s: simulated %s %s it took effect", what, kind, beforeOrAfter(o == failsBefore)))
+	}
+	if w.oneIn(w.faults.death) { // a SIGTERM: it may record how far it is
+		w.faults.count("process: interrupted")
+		w.say(p.name, "INTERRUPTED")
+		p.stop()
+	}
+	return w.answer(p, service, what, effect())
+}
+
+func beforeOrAfter(before bool) string {
+	if before {
+		return "before"
+	}
+	return "after"
+}
+
+func (w *world) answer(p *process, service, what string, err error) error {
+	result := "ok"
+	if err != nil {
+		result = fmt.Sprintf("%s: %v", fault.KindOf(err), err)
+	}
+	line := fmt.Sprintf("%s: %s → %s", service, what, result)
+	if n := len(w.history); n > 0 && len(w.history[n-1]) > len(line) && w.history[n-1][len(w.history[n-1])-len(line):] == line {
+		return err // the same once more, while it waits
+	}
+	w.say(p.name, "%s", line)
+	return err
+}
+
+// statement decides about one statement of a process'.
+func (w *world) statement(ctx context.Context, p *process, word string) outcome {
+	if p.dead {
+		return failsBefore
+	}
+	if ctx.Err() != nil {
+		return passes // it fails by itself
+	}
+	if p.inTx == 0 && word != "commit" && w.oneIn(w.faults.race*4) {
+		w.meanwhile(p)
+	}
+	o := w.faults.draw(sql)
+	switch o {
+	case diesBefore, diesAfter:
+		w.say(p.name, "KILLED %s a statement: %s", beforeOrAfter(o == diesBefore), word)
+		p.dead = true
+		if o == diesAfter && word != "begin" {
+			return failsAfter
+		}
+		return failsBefore
+	case failsBefore, failsAfter:
+		if word == "begin" {
+			o = failsBefore
+		}
+		if w.faults.out(sql) {
+			break
+		}
+		w.faults.count(fmt.Sprintf("%s: %s fails %s", sql, kindOfStatement(word), beforeOrAfter(o == failsBefore)))
+		w.say(p.name, "database: %s fails %s it took effect", word, beforeOrAfter(o == failsBefore))
+	}
+	return o
+}
+
+func kindOfStatement(word string) string {
+	switch word {
+	case "begin", "commit":
+		return word
+	}
+	return "statement"
+}
+
+// errLost is what a sender hears of a bus that is not to be reached.
+var errLost = errors.New("the sink is not to be reached")

@@ -1,0 +1,305 @@
+package simulation
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/pod"
+	"gpudev.internal/reservation-expiry/internal/simulation/model"
+)
+
+// people are the platform and its users: they reserve, extend, cancel, delete and start again, and write the rows
+// without asking anybody.
+type people struct {
+	all     []*reservation
+	disks   map[disk.Key]*savedDisk
+	awayTil time.Time // until when another cluster answers
+	otherTo time.Time // until when another AWS account answers
+}
+
+// reservation is one as the platform made it.
+type reservation struct {
+	id, user, disk, podName, domain, gpu string
+	healthy                              bool // its row is as it should be
+	node, instance                       string
+	pod                                  *model.Pod
+	volume                               string
+	entered                              time.Time // its present state, as far as the platform set it
+	died                                 time.Time
+	ticks                                int // that it has gone unsettled since the last fault
+}
+
+// savedDisk is what the platform knows of a disk.
+type savedDisk struct {
+	key     disk.Key
+	counted int // snapshots that somebody has counted
+}
+
+func (p *people) byID(id string) *reservation {
+	for _, r := range p.all {
+		if r.id == id {
+			return r
+		}
+	}
+	return nil
+}
+
+// elsewhere reports whether the cluster's address leads to another cluster. At first use nobody can tell.
+func (p *people) elsewhere(w *world) bool {
+	return w.now().Before(p.awayTil) && len(column[string](w.data, "select uid from expiry.cluster")) > 0
+}
+
+// otherAccount reports whether the credentials are those of another AWS account. At first use nobody can tell.
+func (p *people) otherAccount(w *world) bool {
+	return w.now().Before(p.otherTo) && len(column[string](w.data, "select account_id from expiry.aws_account")) > 0
+}
+
+// settleIn makes what is there when a world begins, and the plans of its people.
+func (p *people) settleIn(w *world) {
+	p.disks = map[disk.Key]*savedDisk{}
+	for range 1 + w.rand.IntN(3) {
+		r := p.reserve(w, pick(w, "ada", "bob", "jürgen"), "")
+		switch w.rand.IntN(8) {
+		case 0:
+			p.waiting(w, r, "preparing", w.between(30*time.Minute, 80*time.Minute))
+		case 1:
+			p.waiting(w, r, pick(w, "queued", "pending"), w.between(46*time.Hour, 50*time.Hour))
+		default:
+			p.launched(w, r, w.between(-10*time.Minute, 40*time.Minute), 3*time.Hour)
+		}
+	}
+	if w.oneIn(3) {
+		p.broken(w)
+	}
+	for range w.rand.IntN(7) {
+		w.in(w.between(0, 40*time.Minute), "people", func() { p.act(w) })
+	}
+	if w.oneIn(10) {
+		p.awayTil = w.now().Add(w.between(5*time.Minute, 25*time.Minute))
+		w.faults.count("kubernetes: another cluster")
+	}
+	if w.oneIn(10) {
+		p.otherTo = w.now().Add(w.between(5*time.Minute, 25*time.Minute))
+		w.faults.count("aws: another account")
+	}
+}
+
+// reserve thinks of a new reservation. like is an id whose pod's name it gets; empty: none.
+func (p *people) reserve(w *world, user, like string) *reservation {
+	id := w.uuid().String()
+	if like != "" {
+		id = like[:8] + id[8:]
+	}
+	r := &reservation{id: id, user: user, podName: "gpu-dev-" + id[:8], gpu: pick(w, "a100", "t4"), healthy: true}
+	if name := pick(w, "work", "data", "ünïcode disk"); !w.oneIn(3) && !slices.ContainsFunc(p.all, func(o *reservation) bool { return o.user == user && o.disk == name }) {
+		r.disk = name
+	}
+	if name := pick(w, "grumpy-bear", "happy-cat", "Sly_Fox"); w.oneIn(2) && !slices.ContainsFunc(p.all, func(o *reservation) bool { return o.domain == name }) {
+		r.domain = name
+	}
+	p.all = append(p.all, r)
+	return r
+}
+
+// row is a new row in reservations.
+func (r *reservation) row(status string, created time.Time) statement {
+	return statement{`insert into reservations (reservation_id, user_id, status, gpu_type, created_at, updated_at, pod_name, disk_name, domain_name, namespace)
+		values ($1, $2, $3, $4, $5, $5, nullif($6, ''), nullif($7, ''), nullif($8, ''), 'default')`,
+		[]any{r.id, r.user, status, r.gpu, created, r.podName, r.disk, r.domain}}
+}
+
+// take marks a disk in use, as the platform does: by user and name, without looking at who holds it.
+func (p *people) take(w *world, r *reservation) []statement {
+	if r.disk == "" {
+		return nil
+	}
+	key := disk.Key{User: r.user, Name: r.disk}
+	if p.disks[key] == nil {
+		saved := &savedDisk{key: key}
+		p.disks[key] = saved
+		for range w.rand.IntN(6) {
+			age := w.between(24*time.Hour, 12*24*time.Hour)
+			tags := key.Tags()
+			tags[disk.TagType] = "shutdown"
+			at := w.now().Add(-age)
+			w.outside.EC2.MakeSnapshot(tags, at, at)
+			saved.counted++
+		}
+	}
+	return []statement{{`insert into disks (disk_name, user_id, size_gb, created_at, last_used, last_updated, in_use, reservation_id, snapshot_count)
+		values ($1, $2, 100, $3, $3, $3, true, $4, $5)
+		on conflict (user_id, disk_name) do update
+		set in_use = true, reservation_id = excluded.reservation_id, last_used = excluded.last_used, last_updated = excluded.last_updated,
+		    is_deleted = false, delete_date = null`,
+		[]any{r.disk, r.user, w.now(), r.id, p.disks[key].counted}}}
+}
+
+// waiting makes a reservation that has been on its way for a while.
+func (p *people) waiting(w *world, r *reservation, status string, since time.Duration) {
+	r.entered = w.now().Add(-since)
+	p.write(w, r, append([]statement{r.row(status, r.entered)}, p.take(w, r)...)...)
+	w.say(r.user, "%s is %s since %s", r.id, status, since)
+	if status == "preparing" && w.oneIn(2) {
+		p.makePod(w, r, r.entered)
+	}
+}
+
+func (p *people) write(w *world, r *reservation, statements ...statement) bool {
+	if !w.data.platform(statements...) {
+		w.say(r.user, "waits for a lock, and gives up")
+		return false
+	}
+	return true
+}
+
+// launched makes a reservation that runs and ends at a time from now.
+func (p *people) launched(w *world, r *reservation, ends, age time.Duration) bool {
+	created := w.now().Add(-age)
+	r.entered = created
+	if !p.write(w, r, append([]statement{r.row("preparing", created)}, p.take(w, r)...)...) {
+		p.all = slices.DeleteFunc(p.all, func(o *reservation) bool { return o == r })
+		return false
+	}
+	w.say(r.user, "reserves %s with disk %q and domain %q on %s", r.id, r.disk, r.domain, r.gpu)
+	if age > 0 {
+		r.entered = w.now()
+	}
+	p.launch(w, r, created, ends)
+	return true
+}
+
+// launch makes the server, as soon as pod's name and volume are free for it.
+func (p *people) launch(w *world, r *reservation, created time.Time, ends time.Duration) {
+	if status(w, r.id) != "preparing" {
+		return
+	}
+	again := func() {
+		if w.now().Sub(r.entered) > 3*time.Minute {
+			w.say("platform", "cannot launch %s: pod's name or volume are taken", r.id)
+			p.write(w, r, statement{"update reservations set status = 'failed', failed_at = $2, reservation_ended = $2 where reservation_id = $1 and status = 'preparing'",
+				[]any{r.id, w.now()}})
+			return
+		}
+		w.in(20*time.Second, "launch", func() { p.launch(w, r, created, ends) })
+	}
+	v := w.outside.EC2.Volume(r.volume)
+	if w.outside.Cluster.Pod("gpu-dev", r.podName) != nil || r.volume != "" && (v == nil || v.State != disk.VolumeAvailable) {
+		if v == nil {
+			r.volume = "" // it is gone: the platform takes the newest snapshot
+		}
+		again()
+		return
+	}
+	p.makePod(w, r, created)
+	known := r.volume
+	if w.oneIn(3) {
+		known = ""
+	}
+	statements := []statement{{`update reservations set status = 'active', launched_at = $2, expires_at = $3, ebs_volume_id = nullif($4, ''), fqdn = nullif($5, '')
+		where reservation_id = $1 and status = 'preparing'`,
+		[]any{r.id, created.Add(time.Minute), w.now().Add(ends), known, ""}}}
+	if r.volume != "" && w.oneIn(2) {
+		statements = append(statements, statement{"update disks set ebs_volume_id = $2 where reservation_id = $1", []any{r.id, r.volume}})
+	}
+	if r.domain != "" {
+		statements = append(statements, p.route(w, r)...)
+	}
+	if !p.write(w, r, statements...) {
+		again()
+		return
+	}
+	r.entered = w.now()
+	w.say(r.user, "%s runs, until %s", r.id, w.now().Add(ends).Format("15:04:05"))
+}
+
+// makePod makes the pod with all that stands around it.
+func (p *people) makePod(w *world, r *reservation, created time.Time) {
+	out := w.outside
+	r.instance = out.EC2.MakeInstance(r.gpu == "t4")
+	r.node = "node-" + r.id[:13]
+	out.Cluster.MakeNode(r.node, r.instance)
+	mp := model.Pod{Owner: r.id, StopsIn: w.between(0, 45*time.Second)}
+	mp.Namespace, mp.Name, mp.UserID, mp.Node = "gpu-dev", r.podName, r.user, r.node
+	mp.Labels = map[string]string{"app": r.podName}
+	if r.disk != "" {
+		if r.volume == "" {
+			r.volume = p.restore(w, r).ID
+		}
+		mp.Volume = r.volume
+		if w.oneIn(2) {
+			mp.Claims = []string{"claim-" + r.id}
+			out.Cluster.MakeVolume("gpu-dev", "claim-"+r.id, "pv-"+r.id, r.volume, pick(w, "Delete", pod.RetainPolicy))
+		} else {
+			mp.VolumeIDs = []string{r.volume}
+		}
+	}
+	made, ok := out.Cluster.MakePod(mp)
+	if !ok {
+		return
+	}
+	made.Created = created.Truncate(time.Second)
+	r.pod = made
+	if r.volume != "" {
+		out.EC2.Attach(out.EC2.Volume(r.volume), r.instance, made)
+		out.EC2.Volume(r.volume).Attachments[0].AttachedAt = made.Created
+	}
+	out.Cluster.MakeService(model.Service{Owner: r.id, Service: pod.Service{Namespace: "gpu-dev", Name: pod.SSHService(r.podName), Selector: maps.Clone(mp.Labels)}})
+	if s := out.Cluster.Service("gpu-dev", pod.SSHService(r.podName)); s != nil {
+		s.Created = made.Created
+	}
+}
+
+// restore makes a volume from the disk's newest completed snapshot.
+func (p *people) restore(w *world, r *reservation) *model.Volume {
+	key := disk.Key{User: r.user, Name: r.disk}
+	holds := time.Time{}
+	for _, s := range w.outside.EC2.Snapshots() {
+		if s.Key() == key && s.State == disk.SnapshotCompleted && s.Holds.After(holds) {
+			holds = s.Holds
+		}
+	}
+	return w.outside.EC2.MakeVolume(key.Tags(), r.id, holds)
+}
+
+// route makes what leads to a server.
+func (p *people) route(w *world, r *reservation) []statement {
+	out := w.outside.Network
+	fqdn := strings.ToLower(r.domain) + "." + zone
+	out.Records[fqdn] = r.id
+	rule, group := "arn:rule/"+r.id, "arn:group/"+r.id
+	out.Rules[rule] = r.id
+	out.Groups[group] = &model.TargetGroup{Owner: r.id, Rule: rule}
+	return []statement{
+		{`insert into domain_mappings (domain_name, reservation_id, created_at) values ($1, $2, $3)
+			on conflict (domain_name) do update set reservation_id = excluded.reservation_id, updated_at = excluded.created_at`,
+			[]any{r.domain, r.id, w.now()}},
+		{`insert into alb_target_groups (reservation_id, domain_name, jupyter_target_group_arn, jupyter_rule_arn, created_at)
+			values ($1, $2, $3, $4, $5) on conflict do nothing`, []any{r.id, r.domain, group, rule, w.now()}},
+	}
+}
+
+// broken makes a row that makes no sense, in one way or another. It must not be in anybody's way.
+func (p *people) broken(w *world) {
+	r := p.reserve(w, "broken", "")
+	r.healthy, r.disk, r.domain = false, "", ""
+	how := pick(w, "expires_at = null", "expires_at = 'infinity'", "expires_at = '1970-01-01'", "created_at = 'infinity'", "pod_name = repeat('x', 255)",
+		"namespace = 'No Such Namespace!'", "name = repeat('ü', 3000), user_id = null", "status_history = '\"junk\"', warnings_sent = '[1]'",
+		"user_id = null, pod_name = null, namespace = null, gpu_type = null, created_at = null, launched_at = null, status_history = null, warnings_sent = null",
+		"master_reservation_id = 'no such master', is_multinode = true", "status = null", "status = 'odd'")
+	w.say("platform", "%s is broken: %s", r.id, how)
+	p.write(w, r, r.row("active", w.now().Add(-time.Hour)),
+		statement{"update reservations set launched_at = created_at, expires_at = $2 where reservation_id = $1", []any{r.id, w.now().Add(10 * time.Minute)}},
+		statement{"update reservations set " + how + " where reservation_id = $1", []any{r.id}})
+}
+
+// status is what the row says now.
+func status(w *world, id string) string {
+	rows := column[string](w.data, "select coalesce(status, '') from reservations where reservation_id = $1", id)
+	if len(rows) == 0 {
+		return ""
+	}
+	return rows[0]
+}

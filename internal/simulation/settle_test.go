@@ -1,0 +1,217 @@
+package simulation
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+)
+
+const (
+	// ticksToSettle is how many ticks an ended reservation's cleanup may take once nothing goes wrong any more.
+	ticksToSettle = 3
+	// ticksAtMost bounds a quiet world: 40 ticks are over three hours.
+	ticksAtMost = 40
+)
+
+// settle has people come to an end, and goes on until everything is settled.
+func (w *world) settle() {
+	for _, r := range w.people.all {
+		if status(w, r.id) != "active" || !r.healthy {
+			continue
+		}
+		if w.oneIn(2) {
+			w.people.cancel(w, r)
+		} else {
+			w.data.platform(statement{"update reservations set expires_at = $2 where reservation_id = $1", []any{r.id, w.now().Add(w.between(4*time.Minute, 9*time.Minute))}})
+		}
+	}
+	for range ticksAtMost {
+		busy := w.checks.busy()
+		for w.next(w.now().Add(tickEvery)) && !w.nextIsTick() {
+		}
+		if w.checks.broken() || w.checks.settled(busy || w.checks.busy()) {
+			break
+		}
+	}
+	if !w.checks.broken() {
+		w.checks.atTheEnd()
+	}
+}
+
+// nextIsTick reports whether all that belongs to the last tick is done.
+func (w *world) nextIsTick() bool { return len(w.agenda) == 0 || w.agenda[0].what == "tick" }
+
+// busy reports whether EC2 still detaches, deletes or copies something.
+func (c *checks) busy() bool {
+	for _, v := range c.w.outside.EC2.Volumes() {
+		if v.State == disk.VolumeDeleting || len(v.Attachments) > 0 && v.Attachments[0].State != disk.Attached {
+			return true
+		}
+	}
+	for _, s := range c.w.outside.EC2.Snapshots() {
+		if s.State == disk.SnapshotPending || s.Listed.After(c.w.now()) {
+			return true
+		}
+	}
+	return false
+}
+
+type open struct {
+	ID      string
+	Status  string
+	Settled bool
+	Outcome string
+	Due     int
+	Stuck   int
+	Errors  string
+}
+
+// settled looks how far the cleanups are, and reports whether nothing is left to do.
+func (c *checks) settled(busy bool) bool {
+	all := read[open](c.w.data, `
+		select r.reservation_id, coalesce(r.status, ''), c.settled_at is not null, coalesce(c.outcome, ''),
+		       (select count(*)::int from expiry.follow_ups f where f.reservation_id = r.reservation_id and f.state = 'due' and f.due_at < $1),
+		       (select coalesce(max(attempts), 0) from expiry.follow_ups f where f.reservation_id = r.reservation_id and f.state = 'due'),
+		       (select coalesce(string_agg(kind || ': ' || last_error, '; '), '') from expiry.follow_ups f where f.reservation_id = r.reservation_id and f.state = 'due')
+		       || coalesce((select ' ' || string_agg(concat_ws(' ', step, outcome, detail, last_error), '; ') from expiry.cleanup_steps s where s.reservation_id = r.reservation_id and finished_at is null), '')
+		from reservations r left join expiry.cleanups c using (reservation_id) order by 1`, c.w.now().Add(24*time.Hour))
+	whole := true
+	for _, o := range all {
+		r := c.w.people.byID(o.ID)
+		if r == nil || !r.healthy {
+			continue
+		}
+		rw := row{Status: o.Status}
+		if rw.live() {
+			whole = false
+			continue
+		}
+		if o.Settled {
+			c.checked[cleanedUp]++
+			continue
+		}
+		whole = false
+		if !busy && !c.nameTaken(r) {
+			r.ticks++
+		}
+		stuck := o.Stuck >= 9 // it goes on hourly
+		c.require(cleanedUp, r.ticks <= ticksToSettle || stuck && r.ticks <= 16, "%s is %s and not cleaned up after %d quiet ticks: %s", o.ID, o.Status, r.ticks, o.Errors)
+	}
+	unpublished := column[int](c.w.data, "select count(*)::int from expiry.facts where published_at is null")[0]
+	open := column[int](c.w.data, "select count(*)::int from expiry.snapshots where state in ('intended', 'pending')")[0]
+	return whole && unpublished == 0 && open == 0
+}
+
+// nameTaken reports whether a live reservation has the name of an ended one's pod: while it does, that pod is left alone.
+func (c *checks) nameTaken(r *reservation) bool {
+	return column[bool](c.w.data, `select exists (select from reservations where reservation_id <> $1 and pod_name = $2
+		and status in ('pending', 'queued', 'preparing', 'active'))`, r.id, r.podName)[0]
+}
+
+// domainShared reports whether another reservation ever had the domain of this one. While it lives the record is left
+// to it, and nobody knows of the record any more when it has ended without taking it over.
+func (c *checks) domainShared(id string) bool {
+	r := c.w.people.byID(id)
+	for _, o := range c.w.people.all {
+		if r != nil && o != r && strings.EqualFold(o.domain, r.domain) {
+			return true
+		}
+	}
+	return false
+}
+
+// atTheEnd judges a world in which everything has settled.
+func (c *checks) atTheEnd() {
+	c.w.say("world", "---- settled")
+	for _, p := range c.w.outside.Cluster.Pods() {
+		st := status(c.w, p.Owner)
+		if r := c.w.people.byID(p.Owner); r != nil && r.healthy && st != "" {
+			c.require(cleanedUp, (&row{Status: st}).live(), "pod %s of %s is still there, and that is %s", p.Name, p.Owner, st)
+		}
+	}
+	for fqdn, owner := range c.w.outside.Network.Records {
+		if c.domainShared(owner) {
+			continue
+		}
+		c.require(cleanedUp, status(c.w, owner) == "" || (&row{Status: status(c.w, owner)}).live(), "record %s of %s is still there", fqdn, owner)
+	}
+	for arn, owner := range c.w.outside.Network.Rules {
+		c.require(cleanedUp, status(c.w, owner) == "" || (&row{Status: status(c.w, owner)}).live(), "rule %s of %s is still there", arn, owner)
+	}
+	c.disksAtTheEnd()
+	c.factsAtTheEnd()
+	c.warningsAtTheEnd()
+}
+
+type savedRow struct {
+	User, Name, Holder string
+	InUse              bool
+	Count, Pending     int
+	Idle               time.Duration
+}
+
+func (c *checks) disksAtTheEnd() {
+	rows := read[savedRow](c.w.data, `
+		select user_id, disk_name, coalesce(reservation_id, ''), coalesce(in_use, false), coalesce(snapshot_count, 0), coalesce(pending_snapshot_count, 0), coalesce($1 - greatest(last_updated, last_used), interval '0') from disks`, c.w.now())
+	for _, d := range rows {
+		key := disk.Key{User: d.User, Name: d.Name}
+		if d.InUse && (d.Holder != "" || d.Idle > 65*time.Minute) { // one without a holder is left for an hour
+			st := status(c.w, d.Holder)
+			c.require(diskSettled, (&row{Status: st}).live(), "disk %s of %s stays locked for %q, which is %q", d.Name, d.User, d.Holder, st)
+		}
+		c.require(countedOnce, d.Pending == 0, "disk %s of %s ends with %d pending snapshots", d.Name, d.User, d.Pending)
+		c.checked[diskSettled]++
+		counted := 0
+		for _, s := range c.w.outside.EC2.Snapshots() {
+			if s.Key() == key && s.State == disk.SnapshotCompleted {
+				counted++
+			}
+		}
+		c.require(countedOnce, d.Count == counted, "disk %s of %s counts %d snapshots, there are %d completed ones", d.Name, d.User, d.Count, counted)
+	}
+}
+
+func (c *checks) factsAtTheEnd() {
+	for subject, of := range c.facts {
+		for n := int64(1); n <= int64(len(of)); n++ {
+			c.require(factsGapless, of[n].id != "", "fact %d of %s was never announced, later ones were", n, subject)
+		}
+	}
+	for _, t := range c.truths {
+		found := false
+		for _, f := range c.facts[t.subject] {
+			found = found || f.kind == t.kind
+		}
+		c.require(factsGapless, found, "%s of %s was never announced", t.kind, t.subject)
+	}
+}
+
+func (c *checks) warningsAtTheEnd() {
+	type sent struct{ ID, Key string }
+	for _, s := range read[sent](c.w.data, "select reservation_id, key from expiry.follow_ups where kind = 'warning' and outcome = 'sent' order by 2") {
+		level := s.Key[strings.LastIndex(s.Key, "/")+1:]
+		reached := false
+		for _, w := range c.warnings {
+			reached = reached || w.owner == s.ID && strings.HasSuffix(w.file, "_"+level+"MIN.txt")
+		}
+		c.require(warnedInTime, reached, "the %s-minute warning of %s is recorded and never reached the pod", level, s.ID)
+	}
+	for subject, of := range c.facts {
+		once := map[string]int{}
+		for _, f := range of {
+			if f.kind == "dev.gpudev.reservation.warned.v1" {
+				var d struct {
+					LevelMinutes int
+					ExpiresAt    time.Time
+				}
+				_ = json.Unmarshal(f.data, &d)
+				key := fmt.Sprintf("%d minutes before %s", d.LevelMinutes, d.ExpiresAt)
+				once[key]++
+				c.require(warnedInTime, once[key] == 1, "the warning of %s %s is recorded twice", subject, key)
+			}
+		}
+	}
+}
