@@ -12,6 +12,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
 func TestOneDeliveryTakesDownAllThatStoodBehindAReservation(t *testing.T) {
@@ -73,6 +74,7 @@ func TestASettledCleanupDoesNothingMore(t *testing.T) {
 
 func TestTroubleOnOneSideDelaysNoOther(t *testing.T) {
 	t.Parallel()
+	shelf := stacktest.NewShelf(t)
 	broken := errors.New("broken")
 	for name, c := range map[string]struct {
 		fails   string            // prefix of the calls that fail
@@ -93,7 +95,7 @@ func TestTroubleOnOneSideDelaysNoOther(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newWorldIn(t, shelf)
 			w.stand(t)
 			w.request(t)
 			w.before = func(call string) error {
@@ -264,6 +266,7 @@ func TestADiskThatWaitsKeepsTheCleanupDue(t *testing.T) {
 
 func TestADisksNameIsFoundWhereTheRowLacksIt(t *testing.T) {
 	t.Parallel()
+	shelf := stacktest.NewShelf(t)
 	for name, c := range map[string]struct {
 		prepare func(*testing.T, *world)
 		want    string
@@ -276,7 +279,7 @@ func TestADisksNameIsFoundWhereTheRowLacksIt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newWorldIn(t, shelf)
 			w.stand(t)
 			w.exec(t, "update reservations set disk_name = null")
 			c.prepare(t, w)
@@ -290,6 +293,7 @@ func TestADisksNameIsFoundWhereTheRowLacksIt(t *testing.T) {
 
 func TestTheVolumeIsFoundWhereTheRowLacksIt(t *testing.T) {
 	t.Parallel()
+	shelf := stacktest.NewShelf(t)
 	for name, c := range map[string]struct {
 		prepare func(*testing.T, *world)
 		from    string
@@ -314,7 +318,7 @@ func TestTheVolumeIsFoundWhereTheRowLacksIt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newWorldIn(t, shelf)
 			w.stand(t)
 			c.prepare(t, w)
 			w.request(t)

@@ -12,6 +12,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
 func TestThePodOfANewerReservationIsLeftAlone(t *testing.T) {
@@ -217,6 +218,7 @@ func TestAReservationRevivedInMidCleanupKeepsItsPod(t *testing.T) {
 
 func TestAStubbornPodIsWaitedForAndForcedOnlyWhereItCannotRunOn(t *testing.T) {
 	t.Parallel()
+	shelf := stacktest.NewShelf(t)
 	halted := func(s disk.InstanceState) func(*world) {
 		return func(w *world) { w.instances[host] = disk.Instance{ID: host, State: s} }
 	}
@@ -254,7 +256,7 @@ func TestAStubbornPodIsWaitedForAndForcedOnlyWhereItCannotRunOn(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := newWorldIn(t, shelf)
 			w.stand(t)
 			w.stubborn = true
 			if c.setup != nil {

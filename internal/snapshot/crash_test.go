@@ -201,6 +201,7 @@ func (w *world) waitUntilTakenOrWaiting(t *testing.T) {
 
 func TestWhatSupersedesACleanup(t *testing.T) {
 	t.Parallel()
+	shared := newGround(t)
 	for name, c := range map[string]struct {
 		meanwhile string // what the platform writes, $1 being the newer reservation and $2 the volume
 		goesOn    bool
@@ -219,7 +220,7 @@ func TestWhatSupersedesACleanup(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := shared.world(t)
 			w.exec(t, c.meanwhile, w.newer, w.volume)
 			before := w.disk(t)
 			w.settle(t, 4)
@@ -241,6 +242,7 @@ func TestWhatSupersedesACleanup(t *testing.T) {
 
 func TestADiskWithoutARowIsAskedForToo(t *testing.T) {
 	t.Parallel()
+	shared := newGround(t)
 	for name, c := range map[string]struct {
 		meanwhile string
 		outcome   string
@@ -252,7 +254,7 @@ func TestADiskWithoutARowIsAskedForToo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := shared.world(t)
 			w.exec(t, "delete from disks")
 			w.exec(t, c.meanwhile, w.newer, w.volume)
 			w.settle(t, 4)

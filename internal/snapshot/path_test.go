@@ -277,6 +277,7 @@ func TestAVolumeWithSeveralAttachmentsIsNeverDetached(t *testing.T) {
 
 func TestAVolumeAttachedElsewhereIsLeftAlone(t *testing.T) {
 	t.Parallel()
+	shared := newGround(t)
 	for name, c := range map[string]struct {
 		elsewhere bool
 		said      string
@@ -286,7 +287,7 @@ func TestAVolumeAttachedElsewhereIsLeftAlone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := shared.world(t)
 			w.detach(t)
 			to := w.instance
 			if c.elsewhere {

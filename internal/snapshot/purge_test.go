@@ -83,6 +83,7 @@ func TestTheNewestThreeOfALiveDiskStayAndOlderOnesGoOnce(t *testing.T) {
 
 func TestADeletedDisksSnapshotsGoOnItsDateAndStayIfItIsRestored(t *testing.T) {
 	t.Parallel()
+	shared := newGround(t)
 	for name, c := range map[string]struct {
 		disks string
 		gone  bool
@@ -96,7 +97,7 @@ func TestADeletedDisksSnapshotsGoOnItsDateAndStayIfItIsRestored(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			w := shared.world(t)
 			id := w.snapshotOf(t, diskName, 1)
 			w.adopt(t)
 			w.exec(t, "update disks set snapshot_count = 1, "+c.disks)

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -91,9 +90,6 @@ func (g ground) world(t *testing.T) *world {
 	t.Helper()
 	w := &world{account: stacktest.AWS(t), cluster: g.cluster, clock: &clock{}, id: uuid.NewString(), newer: uuid.NewString()}
 	w.pv, w.claimed = "pv-"+w.id[:13], "disk-"+w.id[:13]
-	w.account.Config.Retryer = func() awssdk.Retryer { // the SDK's own patience, without its waiting
-		return retry.NewStandard(func(o *retry.StandardOptions) { o.MaxBackoff = time.Millisecond })
-	}
 	w.cloud = ec2.NewFromConfig(w.account.Config)
 	url := g.shelf.Database(t)
 	var err error

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/stretchr/testify/require"
 )
@@ -64,6 +65,9 @@ func AWS(t testing.TB) *Account {
 		Region:       Env(t, "AWS_REGION"),
 		BaseEndpoint: aws.String(a.endpoint),
 		Credentials:  credentials.NewStaticCredentialsProvider(a.ID, "stack", ""),
+		Retryer: func() aws.Retryer { // the SDK's own patience, without its waiting
+			return retry.NewStandard(func(o *retry.StandardOptions) { o.MaxBackoff = time.Millisecond })
+		},
 	}
 	a.Set(Settings{})
 	return a
