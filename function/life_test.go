@@ -285,8 +285,10 @@ func searchable(t *testing.T, d *day, life jaeger.Trace) {
 			require.Equal(t, "timer", s.Attributes["faas.trigger"])
 			require.Equal(t, event.Ping, s.Attributes["cloudevents.event_type"])
 		}
-		if s.Name == "warning" {
-			require.Equal(t, d.podName, s.Attributes["k8s.pod.name"])
+		if s.Name == "warning" || s.Name == "expire" {
+			require.Equal(t, d.podName, s.Attributes["k8s.pod.name"], s.Name)
+			require.Equal(t, d.cluster.Namespace, s.Attributes["k8s.namespace.name"], s.Name)
+			require.NotEmpty(t, s.Attributes["k8s.pod.uid"], s.Name)
 		}
 	}
 }

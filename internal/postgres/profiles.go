@@ -15,6 +15,8 @@ type Profile struct {
 	UserID   string
 	GPUType  string
 	Deadline time.Time // zero where there is none
+	// The pod that was seen last, else the one that the row names; empty where there is none.
+	Namespace, PodName, PodUID string
 }
 
 // Profiles reads the profiles of those of the given reservations that there are.
@@ -24,13 +26,18 @@ func (db *DB) Profiles(ctx context.Context, ids []string) (map[string]Profile, e
 		var id string
 		var p Profile
 		var deadline reservation.Instant
-		err := row.Scan(&id, &p.UserID, &p.GPUType, &deadline)
+		err := row.Scan(&id, &p.UserID, &p.GPUType, &deadline, &p.Namespace, &p.PodName, &p.PodUID)
 		p.Deadline, _ = deadline.Time()
 		profiles[id] = p
 		return struct{}{}, err
 	}, `
-		select reservation_id, coalesce(user_id, ''), coalesce(gpu_type, ''), expires_at
-		from reservations where reservation_id = any($1::text[])`, ids)
+		select r.reservation_id, coalesce(r.user_id, ''), coalesce(r.gpu_type, ''), r.expires_at,
+		       coalesce(p.namespace, r.namespace, ''), coalesce(p.name, r.pod_name, ''), coalesce(p.uid, '')
+		from reservations r
+		left join lateral (
+		    select namespace, name, uid from expiry.pods where reservation_id = r.reservation_id order by first_seen_at desc limit 1
+		) p on true
+		where r.reservation_id = any($1::text[])`, ids)
 	if err != nil {
 		return nil, fmt.Errorf("read whose %d reservations are: %w", len(ids), err)
 	}

@@ -61,8 +61,8 @@ func TestASweepMeasuresWhatItFindsAndLinksToWhatItActsOn(t *testing.T) {
 	w := newWorld(t)
 	w.sweep() // the one before
 	ids := w.insert(
-		row{"expires_at": ago(time.Hour), "user_id": "'ada'", "gpu_type": "'h100'"}, // expires
-		row{"expires_at": ahead(10 * time.Minute)},                                  // is warned
+		row{"expires_at": ago(time.Hour), "user_id": "'ada'", "gpu_type": "'h100'", "pod_name": "'gpu-dev-1'", "namespace": "'gpu-dev'"}, // expires
+		row{"expires_at": ahead(10 * time.Minute)}, // is warned
 		row{}, row{"status": "'queued'"},
 	)
 	spans, metrics := tracetest.NewInMemoryExporter(), pushed{}
@@ -101,6 +101,8 @@ func TestASweepMeasuresWhatItFindsAndLinksToWhatItActsOn(t *testing.T) {
 	require.Equal(t, "expired", said["reservation.outcome"])
 	require.Equal(t, "ada", said["user.id"])
 	require.Equal(t, "h100", said["gpu.type"])
+	require.Equal(t, "gpu-dev-1", said["k8s.pod.name"])
+	require.Equal(t, "gpu-dev", said["k8s.namespace.name"])
 	require.Equal(t, byName["sweep"].SpanContext.TraceID(), mark.Links[0].SpanContext.TraceID())
 	linked := map[string]bool{}
 	for _, link := range byName["sweep"].Links {
