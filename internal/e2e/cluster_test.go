@@ -49,7 +49,12 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	config, err := clientcmd.BuildConfigFromFlags("", stacktest.Env(t, "KUBECONFIG"))
+	return clusterAt(t, stacktest.Env(t, "KUBECONFIG"))
+}
+
+func clusterAt(t *testing.T, kubeconfig string) *cluster {
+	t.Helper()
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	require.NoError(t, err)
 	config.QPS, config.WarningHandler = -1, rest.NoWarnings{}
 	client, err := kubernetes.NewForConfig(config)

@@ -40,8 +40,9 @@ type hop struct {
 	Done     time.Time `json:"-"` // zero: it is under way
 	Service  string    `json:"-"` // "broker-ingress.knative-eventing"
 	Path     string    `json:"-"`
-	Type, ID string    // of the event
-	Status   int       `json:"-"` // 0: it is under way, or the connection broke, or nobody was there
+	Type, ID string    // of the event, as its sender says
+	Time     string
+	Status   int `json:"-"` // 0: it is under way, or the connection broke, or nobody was there
 }
 
 func newNetwork(t *testing.T, cluster kubernetes.Interface) *network {

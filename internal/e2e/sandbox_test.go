@@ -119,7 +119,8 @@ func (s *sandbox) letOut(t *testing.T, port string) {
 	t.Helper()
 	number, err := strconv.Atoi(port)
 	require.NoError(t, err)
-	go forward(s.listen(t, number), func(ctx context.Context) (net.Conn, error) {
+	l := s.listen(t, number)
+	go forward(l, func(ctx context.Context) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", local(number))
 	})
 }

@@ -83,11 +83,12 @@ const (
 	inUse    = "select in_use from disks join reservations using (user_id, disk_name) where reservations.reservation_id = $1"
 )
 
-// audited returns what an account did by the API server's own account ("get pods/exec"), and what it was refused.
-func audited(t *testing.T, user string) (used map[string]int, forbidden []string) {
+// audited returns what an account did by the API server's own account ("get pods/exec"), in logs of that name, and what
+// it was refused.
+func audited(t *testing.T, log, user string) (used map[string]int, forbidden []string) {
 	t.Helper()
 	used = map[string]int{}
-	logs, err := filepath.Glob(filepath.Join(stacktest.Env(t, "STACK_DIR"), "logs", "kubernetes-audit*.log"))
+	logs, err := filepath.Glob(filepath.Join(stacktest.Env(t, "STACK_DIR"), "logs", log))
 	require.NoError(t, err)
 	require.NotEmpty(t, logs)
 	for _, path := range logs {
