@@ -272,6 +272,9 @@ func TestADisksNameIsFoundWhereTheRowLacksIt(t *testing.T) {
 		want    string
 	}{
 		"in the disks table": {func(*testing.T, *world) {}, "default"},
+		"in the disks table, by its volume": {func(t *testing.T, w *world) {
+			w.exec(t, "update disks set reservation_id = null, ebs_volume_id = 'aws://us-east-1a/' || $1", volume)
+		}, "default"},
 		"in the volume's tags": {func(t *testing.T, w *world) {
 			w.exec(t, "delete from disks")
 			w.tags = map[string]string{"disk_name": "tagged"}

@@ -13,7 +13,7 @@ import (
 // FinishDisk records how the disk's part of a cleanup ended, with nothing of the platform's to change, and settles the
 // cleanup if that was the last step.
 func (db *DB) FinishDisk(ctx context.Context, reservationID, outcome, detail string) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error { return finishDisk(ctx, tx, reservationID, outcome, detail) })
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error { return finishDisk(ctx, tx, reservationID, outcome, detail) })
 }
 
 // finishDisk is FinishDisk inside the transaction that released the disk. The disk does not wait for other steps: while
@@ -32,7 +32,7 @@ func finishDisk(ctx context.Context, tx pgx.Tx, reservationID, outcome, detail s
 // FinishWithoutVolume ends the disk's part of a cleanup for which no volume is known, releasing the disk if this very
 // reservation holds its lock and no live one names it.
 func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail string) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error {
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		outcome := OutcomeNothingToKeep
 		held, err := disksHeldBy(ctx, tx, reservationID)
 		if err != nil {
@@ -100,9 +100,9 @@ func releaseDisk(ctx context.Context, tx pgx.Tx, reservationID string, d heldDis
 // disks table: the one whose lock the reservation holds, else the one on the given volume. Each is empty where unknown.
 func (db *DB) DiskOf(ctx context.Context, reservationID, userID, volumeID string) (name, volume string, err error) {
 	found, _, err := first(query(ctx, db, pgx.RowTo[[]string], `
-		select array[disk_name, coalesce(substring(ebs_volume_id from '^vol-[0-9a-f]{8,17}$'), '')]
+		select array[disk_name, coalesce(`+volumeIn("ebs_volume_id")+`, '')]
 		from disks
-		where (reservation_id = $1 or ($3 <> '' and ebs_volume_id = $3)) and ($2 = '' or user_id = $2)
+		where (reservation_id = $1 or `+volumeIn("ebs_volume_id")+` = $3) and ($2 = '' or user_id = $2)
 		order by (reservation_id = $1) desc nulls last limit 1`, reservationID, userID, volumeID))
 	if err != nil {
 		return "", "", fmt.Errorf("look for the disk of %s: %w", reservationID, err)
