@@ -85,7 +85,7 @@ func (d *day) lives() {
 		require.Equal(d.t, http.StatusAccepted, answer.StatusCode)
 	}
 	d.until("the disk is free", `select exists (select from expiry.cleanups where outcome = 'released')`)
-	<-eighth.exited
+	<-eighth.exited //nolint:errcheck // killed: it says so
 	eighth.exited <- nil
 	d.seen("reservation", 1)
 	d.until("nobody remembers that the root is written", `select exists (select from expiry.traces where stage < 4 and lease_token is not null)`)
