@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -115,7 +116,7 @@ func (r *Runner) Run(ctx context.Context, kind postgres.FollowUpKind, key string
 		held, err = r.store.HandBackFollowUp(recording, f)
 		log.WarnContext(ctx, "follow-up interrupted and handed back", "cause", context.Cause(ctx), "error", failure)
 	case failure != nil:
-		report.State, report.Error, report.Next = StateFailed, failure.Error(), Pause(f.Attempts+1, r.opts.Jitter())
+		report.State, report.Error, report.Next = StateFailed, oneLine(failure), Pause(f.Attempts+1, r.opts.Jitter())
 		held, err = r.store.FailFollowUp(recording, f, failure, report.Next)
 		log.ErrorContext(ctx, "follow-up failed", "attempt", f.Attempts+1, "again_in", report.Next.Round(time.Second), "error", failure)
 	case result.recorded:
@@ -165,3 +166,6 @@ func (r *Runner) handle(ctx context.Context, f postgres.FollowUp) (result Result
 	}()
 	return action.Handle(ctx, f)
 }
+
+// oneLine is an error's text for people: some drivers' errors have several lines.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

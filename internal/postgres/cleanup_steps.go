@@ -88,7 +88,9 @@ func (db *DB) BeginStep(ctx context.Context, reservationID string, step Step) er
 // FinishStep records that nothing is left to do for a step, how it ended and, for people, what was found. The first
 // to finish it stands.
 func (db *DB) FinishStep(ctx context.Context, reservationID string, step Step, outcome, detail string) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error { return finishStep(ctx, tx, reservationID, step, outcome, detail) })
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		return finishStep(ctx, tx, reservationID, step, outcome, detail)
+	})
 }
 
 func finishStep(ctx context.Context, tx pgx.Tx, reservationID string, step Step, outcome, detail string) error {
@@ -129,7 +131,7 @@ func (db *DB) NoteStep(ctx context.Context, reservationID string, step Step, det
 // RecordIdentity stores what stood behind the reservation and finishes the step. What was known before and is not now
 // stays; a pod's UID is recorded for good.
 func (db *DB) RecordIdentity(ctx context.Context, reservationID string, id Identity, outcome, detail string) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error {
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
 			update expiry.cleanups
 			set namespace   = coalesce(nullif($2, ''), namespace),   pod_name   = coalesce(nullif($3, ''), pod_name),
@@ -158,7 +160,7 @@ func (db *DB) RecordIdentity(ctx context.Context, reservationID string, id Ident
 
 // RecordListing stores the size of a disk and where its listing is, each empty where unknown, and finishes the step.
 func (db *DB) RecordListing(ctx context.Context, reservationID, size, url, outcome, detail string) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error {
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
 			update expiry.cleanups
 			set disk_size = coalesce(nullif($2, ''), disk_size), content_key = coalesce(nullif($3, ''), content_key)
@@ -184,7 +186,7 @@ func (db *DB) RecordTermination(ctx context.Context, reservationID string) error
 // RecordPodGone finishes the pod's step. Where there ever was a pod, the first call asks for the availability to be
 // computed anew.
 func (db *DB) RecordPodGone(ctx context.Context, reservationID, outcome, detail string) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error {
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		var hadPod bool
 		err := tx.QueryRow(ctx, `
 			update expiry.cleanups c set pod_gone_at = clock_timestamp()

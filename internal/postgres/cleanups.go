@@ -138,7 +138,7 @@ func orZero(t *time.Time) time.Time {
 // under way now. It is false for a live or unknown reservation and where the cleanup has settled.
 func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, error) {
 	var open bool
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		if err := createCleanup(ctx, tx, reservationID); err != nil {
 			return err
 		}
@@ -225,7 +225,7 @@ func reopenCleanup(ctx context.Context, tx pgx.Tx, reservationID, why string) (b
 // What was identified stays known. It reports false, and changes nothing, where the reservation has ended after all.
 func (db *DB) VoidCleanup(ctx context.Context, f FollowUp) (bool, error) {
 	var voided bool
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			update expiry.cleanups c
 			set pod_gone_at = null, containers_terminated_at = null, detach_requested_at = null, detach_forced_at = null,
@@ -254,7 +254,7 @@ func (db *DB) VoidCleanup(ctx context.Context, f FollowUp) (bool, error) {
 // SettleCleanup ends a cleanup whose steps are all finished, with the fact, and its follow-up. It reports false, and
 // changes nothing, while a step is open. Settling twice is settling once.
 func (db *DB) SettleCleanup(ctx context.Context, f FollowUp) (outcome string, settled bool, err error) {
-	err = db.inTx(ctx, func(tx pgx.Tx) error {
+	err = db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		outcome, settled, err = settleCleanup(ctx, tx, f.ReservationID)
 		if err != nil || !settled {
 			return err

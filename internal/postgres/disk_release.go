@@ -28,7 +28,7 @@ func (db *DB) RecordDetach(ctx context.Context, reservationID string, forced boo
 // ForgetWriterGone records that somebody has the volume attached again: no snapshot made so far proves anything any
 // more. The cleanup is asked for again, unless its disk's part is over.
 func (db *DB) ForgetWriterGone(ctx context.Context, reservationID string) error {
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			update expiry.cleanups c set writer_gone_at = null
 			where reservation_id = $1 and settled_at is null and disk_released_at is null

@@ -45,7 +45,7 @@ func (db *DB) endReservations(ctx context.Context, lease SweepLease, now time.Ti
 	var ended []string
 	err := inBatches(endings, endBatch, func(batch []Ending) error {
 		var done []string
-		err := db.underLease(ctx, lease, func(tx pgx.Tx) error {
+		err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 			locked, err := lockReservations(ctx, tx, batch)
 			if err != nil {
 				return err

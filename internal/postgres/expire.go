@@ -29,6 +29,8 @@ func scanSetMember(row pgx.CollectableRow) (SetMember, error) {
 // DeadlinesPast reads the active reservations that are overdue (reservation.Overdue) and those whose deadline is
 // unknown, which are to be reported. only narrows it to some reservations; empty means all.
 func (db *DB) DeadlinesPast(ctx context.Context, now time.Time, grace time.Duration, only []string) ([]SetMember, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	rows, err := db.pool.Query(ctx, `
 		select `+reservationColumns("r")+`, `+reservationColumns("m")+fromWithMaster+`
 		where r.status = 'active' and coalesce(`+effectiveDeadline+` + @grace::interval < @now, true)

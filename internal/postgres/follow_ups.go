@@ -202,7 +202,7 @@ func (db *DB) FollowUpStanding(ctx context.Context, kind FollowUpKind, key strin
 // stays due. It reports whether the lease was still held; where it was not, nothing changed.
 func (db *DB) FinishFollowUp(ctx context.Context, f FollowUp, outcome string) (bool, error) {
 	var held bool
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		var err error
 		held, err = finishFollowUp(ctx, tx, f, outcome)
 		return err

@@ -39,7 +39,7 @@ var history = []struct{ table, old string }{
 func (db *DB) ForgetHistory(ctx context.Context, lease SweepLease, before time.Time, limit int) (int, error) {
 	forgotten := 0
 	forget := func(table, statement string) error {
-		return db.underLease(ctx, lease, func(tx pgx.Tx) error {
+		return db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 			tag, err := tx.Exec(ctx, statement, limit, before)
 			if err != nil {
 				return fmt.Errorf("forget old rows of %s: %w", table, err)

@@ -73,7 +73,7 @@ func (db *DB) RequestCleanups(ctx context.Context, lease SweepLease, now time.Ti
 	var requested []string
 	err := inBatches(ids, endBatch, func(batch []string) error {
 		var left []Leftover
-		err := db.underLease(ctx, lease, func(tx pgx.Tx) error {
+		err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 			rows, err := tx.Query(ctx, `select * from (`+leftovers+`) l where l.reservation_id = any(@only)`, leftoverArgs(now, batch))
 			if err != nil {
 				return fmt.Errorf("look for unfinished cleanups: %w", err)
@@ -130,7 +130,7 @@ func (db *DB) PodCandidates(ctx context.Context, names []string) ([]PodCandidate
 // has settled before or never began. It reports false where that is under way, or the reservation is live.
 func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID, why string) (bool, error) {
 	var requested bool
-	err := db.underLease(ctx, lease, func(tx pgx.Tx) error {
+	err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 		var err error
 		if requested, err = reopenCleanup(ctx, tx, reservationID, why); err != nil || requested {
 			return err

@@ -84,7 +84,7 @@ const lives = `
 // ends; a trace whose lease has lapsed comes out as Doubtful.
 func (db *DB) ClaimTraces(ctx context.Context, token uuid.UUID, lease time.Duration, limit int, also ...string) ([]Lifecycle, error) {
 	var claimed []Lifecycle
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		var err error
 		if claimed, err = leaseTraces(ctx, tx, token, lease, limit, also); err != nil || len(claimed) == 0 {
 			return err

@@ -69,7 +69,7 @@ func (db *DB) ReleaseIdleLocks(ctx context.Context, lease SweepLease, now time.T
 			ids[i] = l.DiskID
 		}
 		var freed []IdleLock
-		err := db.underLease(ctx, lease, func(tx pgx.Tx) error {
+		err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 			// Locked first, judged after, by a statement of its own: so that what others committed meanwhile is seen.
 			if _, err := tx.Exec(ctx, "select from disks where disk_id = any($1::uuid[]) order by disk_id for update skip locked", ids); err != nil {
 				return fmt.Errorf("lock %d disks: %w", len(ids), err)

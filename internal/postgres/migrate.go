@@ -96,6 +96,8 @@ var ErrSchema = errors.New("schema expiry is missing or out of date: run `reserv
 
 // CheckSchema returns ErrSchema unless schema expiry has every migration this binary carries.
 func (db *DB) CheckSchema(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	var exists bool
 	err := db.pool.QueryRow(ctx, "select to_regclass($1) is not null", expiryVersions).Scan(&exists)
 	if err != nil {

@@ -27,7 +27,7 @@ func (db *DB) RecordOOMKills(ctx context.Context, lease SweepLease, now time.Tim
 	var recorded []OOMSighting
 	err := inBatches(seen, oomBatch, func(batch []OOMSighting) error {
 		var fresh []OOMSighting
-		err := db.underLease(ctx, lease, func(tx pgx.Tx) (err error) {
+		err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) (err error) {
 			if fresh, err = newOOMKills(ctx, tx, now, batch); err != nil || len(fresh) == 0 {
 				return err
 			}

@@ -18,6 +18,8 @@ type Pause struct {
 // Pause stops sweeps from deciding anything new, for a time or, with 0, until Resume. A second pause replaces the
 // first; a sweep that has begun goes on.
 func (db *DB) Pause(ctx context.Context, why string, during time.Duration) (Pause, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	var p Pause
 	err := db.pool.QueryRow(ctx, `
 		insert into expiry.pause as p (paused_at, until, why)
@@ -33,6 +35,8 @@ func (db *DB) Pause(ctx context.Context, why string, during time.Duration) (Paus
 
 // Resume ends the pause. It reports whether there was one; asking twice does no harm.
 func (db *DB) Resume(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	var wasPaused bool
 	err := db.pool.QueryRow(ctx, `
 		with ended as (delete from expiry.pause returning until)
@@ -45,6 +49,8 @@ func (db *DB) Resume(ctx context.Context) (bool, error) {
 
 // Paused returns the pause that holds at this moment, nil where none does.
 func (db *DB) Paused(ctx context.Context) (*Pause, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	rows, err := db.pool.Query(ctx, `
 		select paused_at, until, why from expiry.pause where until is null or until > clock_timestamp()`)
 	if err != nil {

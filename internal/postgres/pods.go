@@ -69,7 +69,7 @@ func (db *DB) PodNamespaces(ctx context.Context, since time.Time) ([]string, err
 
 // RecordCluster remembers the cluster in which the reservations live. The first one stays.
 func (db *DB) RecordCluster(ctx context.Context, lease SweepLease, uid string) error {
-	return db.underLease(ctx, lease, func(tx pgx.Tx) error {
+	return db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "insert into expiry.cluster (uid) values ($1) on conflict do nothing", uid); err != nil {
 			return fmt.Errorf("record cluster %s: %w", uid, err)
 		}
@@ -90,7 +90,7 @@ const sightingBatch = 1_000
 // RecordPods remembers whose pods these are. It is idempotent; a UID belongs to whom it was first seen with.
 func (db *DB) RecordPods(ctx context.Context, lease SweepLease, pods []PodSighting) error {
 	return inBatches(pods, sightingBatch, func(batch []PodSighting) error {
-		return db.underLease(ctx, lease, func(tx pgx.Tx) error {
+		return db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 			var uids, ids, namespaces, names, instances []string
 			var created []time.Time
 			for _, p := range batch {
@@ -119,7 +119,7 @@ func (db *DB) RecordMissing(ctx context.Context, lease SweepLease, now time.Time
 	if len(ids) == 0 {
 		return nil
 	}
-	return db.underLease(ctx, lease, func(tx pgx.Tx) error {
+	return db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
 			insert into expiry.missing_pods as m (reservation_id, first_seen_at, last_seen_at)
 			select id, $1, $1 from unnest($2::text[]) id
@@ -136,7 +136,7 @@ func (db *DB) RecordMissing(ctx context.Context, lease SweepLease, now time.Time
 // ForgetMissing ends the series of absences of reservations whose pods were seen again, and of those that are active
 // no more.
 func (db *DB) ForgetMissing(ctx context.Context, lease SweepLease, seen []string) error {
-	return db.underLease(ctx, lease, func(tx pgx.Tx) error {
+	return db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
 			delete from expiry.missing_pods m
 			where m.reservation_id = any($1::text[])

@@ -85,13 +85,14 @@ const (
 	transactionAttempts  = 5
 )
 
-// inTx runs work in one transaction, and again from the start where PostgreSQL asked for that.
-func (db *DB) inTx(ctx context.Context, work func(tx pgx.Tx) error) error {
+// inTx runs work in one transaction, and again from the start where PostgreSQL asked for that. The context it hands on
+// bounds all of that: work has no business with another.
+func (db *DB) inTx(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	var err error
 	for range transactionAttempts {
-		err = pgx.BeginFunc(ctx, db.pool, work)
+		err = pgx.BeginFunc(ctx, db.pool, func(tx pgx.Tx) error { return work(ctx, tx) })
 		var pgErr *pgconn.PgError
 		if !errors.As(err, &pgErr) || (pgErr.Code != serializationFailure && pgErr.Code != deadlockDetected) {
 			return err

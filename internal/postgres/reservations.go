@@ -46,6 +46,8 @@ func reservationFields(r *reservation.Reservation) []any {
 
 // Reservation reads one row of the platform's table. found is false, without an error, where there is none.
 func (db *DB) Reservation(ctx context.Context, id string) (r reservation.Reservation, found bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	rows, err := db.pool.Query(ctx, `
 		select `+reservationColumns("r")+` from reservations r where r.reservation_id = $1`, id)
 	if err == nil {

@@ -50,7 +50,7 @@ func (db *DB) RequestPurges(ctx context.Context, lease SweepLease, purges []disk
 	var requested []string
 	err := inBatches(purges, sightingBatch, func(batch []disk.Purge) error {
 		var fresh []string
-		err := db.underLease(ctx, lease, func(tx pgx.Tx) error {
+		err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 			ids := make([]string, len(batch))
 			for i, p := range batch {
 				ids[i] = p.SnapshotID

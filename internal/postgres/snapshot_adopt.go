@@ -34,7 +34,7 @@ func (db *DB) SweepSnapshots(ctx context.Context, lease SweepLease, found []disk
 }
 
 // inTxFunc runs work in a transaction.
-type inTxFunc func(ctx context.Context, work func(tx pgx.Tx) error) error
+type inTxFunc func(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error
 
 func (db *DB) adopt(ctx context.Context, inTx inTxFunc, found []disk.Snapshot) (int, error) {
 	byDisk := map[disk.Key][]disk.Snapshot{}
@@ -83,7 +83,7 @@ func (db *DB) adopt(ctx context.Context, inTx inTxFunc, found []disk.Snapshot) (
 
 // adoptOf adopts snapshots of one disk.
 func adoptOf(ctx context.Context, inTx inTxFunc, key disk.Key, snapshots []disk.Snapshot) (adopted int, err error) {
-	err = inTx(ctx, func(tx pgx.Tx) error {
+	err = inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		adopted = 0
 		if _, err := tx.Exec(ctx, "select set_config('lock_timeout', '1s', true)"); err != nil {
 			return err
@@ -212,7 +212,7 @@ func (db *DB) RequestSyncs(ctx context.Context, lease SweepLease, found []disk.S
 			keys = append(keys, key)
 		}
 		requested += len(waiting)
-		return db.underLease(ctx, lease, func(tx pgx.Tx) error {
+		return db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 			if err := requestFollowUps(ctx, tx, syncs); err != nil {
 				return err
 			}

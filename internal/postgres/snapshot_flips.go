@@ -53,7 +53,7 @@ func flip(ctx context.Context, tx pgx.Tx, s SnapshotRecord, to SnapshotState, st
 // false, and changes nothing, where it is pending no more: whoever flipped it has counted it.
 func (db *DB) CompleteSnapshot(ctx context.Context, s SnapshotRecord, seen disk.Snapshot) (bool, error) {
 	var completed bool
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		diskID, flipped, err := flip(ctx, tx, s, SnapshotCompleted, seen.StartedAt, "", SnapshotPending)
 		if completed = flipped; err != nil || !flipped {
 			return err
@@ -127,7 +127,7 @@ func recordSnapshotted(ctx context.Context, tx pgx.Tx, s SnapshotRecord) error {
 // it to go on. It reports false, and changes nothing, where it is pending no more.
 func (db *DB) FailSnapshot(ctx context.Context, s SnapshotRecord, why string) (bool, error) {
 	var failed bool
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		diskID, flipped, err := flip(ctx, tx, s, SnapshotError, time.Time{}, why, SnapshotPending)
 		if failed = flipped; err != nil || !flipped {
 			return err

@@ -15,7 +15,7 @@ import (
 // that is recorded already.
 func (db *DB) VanishedSnapshot(ctx context.Context, s SnapshotRecord) (bool, error) {
 	var vanished bool
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		var err error
 		if vanished, err = purged(ctx, tx, s, "it is gone"); err != nil || !vanished {
 			return err

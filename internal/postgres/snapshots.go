@@ -214,7 +214,7 @@ func (db *DB) MakeSnapshot(ctx context.Context, s SnapshotRecord, syncIn time.Du
 // FoundSnapshot records what an intent turned out to have made, and counts it as pending. Where that is recorded
 // already nothing changes.
 func (db *DB) FoundSnapshot(ctx context.Context, s SnapshotRecord, found disk.Snapshot) error {
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		if _, _, err := lockDiskRow(ctx, tx, disk.Key{User: s.User, Name: s.DiskName}); err != nil {
 			return err
 		}
@@ -265,7 +265,9 @@ func requestSync(ctx context.Context, tx pgx.Tx, intent uuid.UUID, snapshotID, r
 
 // RequestSync asks for the sync of a snapshot that waits for one. Where that is due nothing changes.
 func (db *DB) RequestSync(ctx context.Context, s SnapshotRecord) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error { return requestSync(ctx, tx, s.IntentID, s.SnapshotID, s.ReservationID, 0) })
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		return requestSync(ctx, tx, s.IntentID, s.SnapshotID, s.ReservationID, 0)
+	})
 }
 
 // LookedInVain counts a look for what an intent may have made.

@@ -8,12 +8,12 @@ import (
 
 // RequestFollowUp is requestFollowUp in a transaction of its own.
 func RequestFollowUp(ctx context.Context, db *DB, f FollowUp) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error { return requestFollowUp(ctx, tx, f) })
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error { return requestFollowUp(ctx, tx, f) })
 }
 
 // RecordFact is recordFact in a transaction of its own, which is rolled back where fail is not nil.
 func RecordFact(ctx context.Context, db *DB, factType, subject string, data any, fail error) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error {
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		if err := recordFact(ctx, tx, factType, subject, data); err != nil {
 			return err
 		}

@@ -22,6 +22,8 @@ const stateFingerprint = `md5(jsonb_build_array(
 
 // Waiting reads the reservations that are preparing, queued or pending. only narrows it to some; empty means all.
 func (db *DB) Waiting(ctx context.Context, only []string) ([]Waiting, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	rows, err := db.pool.Query(ctx, `
 		select `+stateFingerprint+`, `+reservationColumns("r")+`
 		from reservations r

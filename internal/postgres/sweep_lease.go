@@ -54,6 +54,8 @@ func scanObservation(row pgx.Row) (Observation, error) {
 
 // Observe reads what a sweep starts from, for a dry run: it takes no lease.
 func (db *DB) Observe(ctx context.Context) (Observation, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	return scanObservation(db.pool.QueryRow(ctx, observe))
 }
 
@@ -64,7 +66,7 @@ func (db *DB) BeginSweep(ctx context.Context, sweepID uuid.UUID, trigger, holder
 		seen  Observation
 		taken bool
 	)
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			update expiry.sweep_lease
 			set token = $1, holder = $2, expires_at = clock_timestamp() + $3
@@ -100,6 +102,8 @@ func (db *DB) BeginSweep(ctx context.Context, sweepID uuid.UUID, trigger, holder
 
 // RenewSweep prolongs the lease to ttl from now, or returns ErrLeaseLost.
 func (db *DB) RenewSweep(ctx context.Context, lease SweepLease, ttl time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	tag, err := db.pool.Exec(ctx, `
 		update expiry.sweep_lease set expires_at = clock_timestamp() + $2
 		where token = $1 and expires_at > clock_timestamp()`, lease.token, ttl)
@@ -118,8 +122,8 @@ func (db *DB) RenewSweep(ctx context.Context, lease SweepLease, ttl time.Duratio
 //
 // `for key share` does both: renewing leaves the key alone and goes on, taking over and finishing change the token,
 // which is a key, and wait.
-func (db *DB) underLease(ctx context.Context, lease SweepLease, work func(tx pgx.Tx) error) error {
-	return db.inTx(ctx, func(tx pgx.Tx) error {
+func (db *DB) underLease(ctx context.Context, lease SweepLease, work func(ctx context.Context, tx pgx.Tx) error) error {
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		var held bool
 		err := tx.QueryRow(ctx, `
 			select true from expiry.sweep_lease where token = $1 and expires_at > clock_timestamp()
@@ -130,13 +134,15 @@ func (db *DB) underLease(ctx context.Context, lease SweepLease, work func(tx pgx
 		if err != nil {
 			return fmt.Errorf("check the lease of sweep %s: %w", lease.token, err)
 		}
-		return work(tx)
+		return work(ctx, tx)
 	})
 }
 
 // leased is underLease for one lease.
 func (db *DB) leased(lease SweepLease) inTxFunc {
-	return func(ctx context.Context, work func(tx pgx.Tx) error) error { return db.underLease(ctx, lease, work) }
+	return func(ctx context.Context, work func(ctx context.Context, tx pgx.Tx) error) error {
+		return db.underLease(ctx, lease, work)
+	}
 }
 
 // inBatches carries out work in transactions of at most size items. Where one item makes a transaction fail for good

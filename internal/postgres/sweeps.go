@@ -40,7 +40,7 @@ func (db *DB) FinishSweep(ctx context.Context, lease SweepLease, end SweepEnd) (
 		texts[column] = string(body)
 	}
 	var data event.Sweep
-	err := db.underLease(ctx, lease, func(tx pgx.Tx) error {
+	err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 		data = event.Sweep{
 			SweepID: lease.token.String(), Outcome: end.Outcome, Braked: end.Braked, Counts: end.Counts, Failures: end.Failures,
 		}
@@ -91,6 +91,8 @@ type SweepRow struct {
 
 // Sweeps reads the newest sweeps, the newest first.
 func (db *DB) Sweeps(ctx context.Context, limit int) ([]SweepRow, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	rows, err := db.pool.Query(ctx, `
 		select sweep_id, trigger, started_at, finished_at, outcome, braked, paused, counts, failures,
 		       coalesce(brake, 'null'), anomalies, durations

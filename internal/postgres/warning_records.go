@@ -61,7 +61,7 @@ func readWarningSubject(ctx context.Context, q queryer, reservationID, lock stri
 // active any more, its deadline has moved, or the follow-up's lease has passed to somebody else.
 func (db *DB) RecordWarningSent(ctx context.Context, f FollowUp, deadline time.Time, level reservation.Level) (bool, error) {
 	errNotOurs := errors.New("not ours to record")
-	err := db.inTx(ctx, func(tx pgx.Tx) error {
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		s, found, err := readWarningSubject(ctx, tx, f.ReservationID, "for update of r")
 		if err != nil {
 			return err

@@ -30,6 +30,8 @@ type Approaching struct {
 // DeadlinesNear reads the active reservations whose deadline is known, not past and at most within ahead, with those
 // of the levels that are recorded for it. only narrows it to some reservations; empty means all.
 func (db *DB) DeadlinesNear(ctx context.Context, now time.Time, within time.Duration, levels []reservation.Level, only []string) ([]Approaching, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	minutes := make([]int, len(levels))
 	for i, level := range levels {
 		minutes[i] = int(level)
@@ -77,7 +79,7 @@ func (db *DB) RequestWarnings(ctx context.Context, lease SweepLease, now time.Ti
 	var warned []string
 	err := inBatches(requests, warnBatch, func(batch []WarningRequest) error {
 		var valid []string
-		err := db.underLease(ctx, lease, func(tx pgx.Tx) error {
+		err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 			var err error
 			valid, err = requestWarnings(ctx, tx, now, batch)
 			return err
@@ -169,7 +171,7 @@ func passOver(ctx context.Context, tx pgx.Tx, due, passedOver []FollowUp) error 
 // has passed, moved or become unknown. It returns how many. only narrows it to some reservations; empty means all.
 func (db *DB) VoidWarnings(ctx context.Context, lease SweepLease, now time.Time, only []string) (int, error) {
 	var voided int
-	err := db.underLease(ctx, lease, func(tx pgx.Tx) error {
+	err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			update expiry.follow_ups f
 			set state = 'done', outcome = 'void', finished_at = clock_timestamp(), updated_at = clock_timestamp()

@@ -242,10 +242,10 @@ func (s *Sweeper) failed(ctx context.Context, r *Result, pt part, err error) {
 	r.Failures = append(r.Failures, event.PartFailure{Part: pt.name, Error: storable(err)})
 }
 
-// storable is an error's text as a row takes it, without the stack of a panic.
+// storable is an error's text as a row takes it: in one line, without the stack of a panic.
 func storable(err error) string {
 	text, _, _ := strings.Cut(err.Error(), "\ngoroutine ")
-	text = strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "�")
+	text = strings.Join(strings.Fields(strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "�")), " ")
 	if runes := []rune(text); len(runes) > errorMost {
 		text = string(runes[:errorMost]) + "…"
 	}
