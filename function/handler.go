@@ -124,8 +124,10 @@ func (h *handler) post(take func(w http.ResponseWriter, r *http.Request, t *take
 			answer(w, r, nil, refuse(http.StatusMethodNotAllowed, "events are POSTed"))
 			return
 		}
-		if !h.door.enter() {
+		if h.door.isClosing() {
 			w.Header().Set("Connection", "close") // the next try had better find another instance
+		}
+		if !h.door.enter() {
 			answer(w, r, nil, errDraining)
 			return
 		}

@@ -12,10 +12,11 @@ import (
 
 // door counts the deliveries that are inside and can be shut.
 type door struct {
-	mu     sync.Mutex
-	inside int
-	shut   bool
-	empty  chan struct{} // closed once shut and nobody is inside
+	mu      sync.Mutex
+	inside  int
+	closing bool // soon it will be shut: whoever asks is told to go elsewhere, and whoever comes is let in
+	shut    bool
+	empty   chan struct{} // closed once shut and nobody is inside
 }
 
 var errDraining = &unavailable{reason: "shutting down", after: time.Second}
@@ -43,7 +44,7 @@ func (d *door) leave() {
 func (d *door) close() <-chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.shut = true
+	d.closing, d.shut = true, true
 	d.empty = make(chan struct{})
 	if d.inside == 0 {
 		close(d.empty)
@@ -51,10 +52,17 @@ func (d *door) close() <-chan struct{} {
 	return d.empty
 }
 
-func (d *door) isShut() bool {
+// announce says that the door will be closed.
+func (d *door) announce() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.shut
+	d.closing = true
+}
+
+func (d *door) isClosing() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.closing
 }
 
 // readyWithin bounds a readiness probe; Kubernetes waits for a second unless told otherwise.
@@ -63,7 +71,7 @@ const readyWithin = 3 * time.Second
 // readyz says whether deliveries would be taken, and if not what to do about it.
 func (h *handler) readyz(w http.ResponseWriter, r *http.Request) {
 	err := error(errDraining)
-	if !h.door.isShut() {
+	if !h.door.isClosing() {
 		ctx, cancel := context.WithTimeout(r.Context(), readyWithin)
 		defer cancel()
 		err = h.ready(ctx)

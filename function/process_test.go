@@ -64,6 +64,14 @@ func (o *output) String() string {
 // startProcess starts it with the rights on the database that the service has in production.
 func startProcess(t *testing.T, database string, more ...string) *process {
 	t.Helper()
+	p := launchProcess(t, append(login(t, stacktest.AsService(t, database)), more...)...)
+	require.Eventually(t, func() bool { return p.get(t, "/readyz") == http.StatusOK }, 20*time.Second, 20*time.Millisecond)
+	return p
+}
+
+// launchProcess starts it and does not wait until it is ready.
+func launchProcess(t *testing.T, environ ...string) *process {
+	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	port := listener.Addr().(*net.TCPAddr).Port
@@ -71,8 +79,9 @@ func startProcess(t *testing.T, database string, more ...string) *process {
 
 	p := &process{log: &output{}, exited: make(chan error, 1), desk: &desk{url: "http://127.0.0.1:" + strconv.Itoa(port)}}
 	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])
-	p.cmd.Env = append(append(login(t, stacktest.AsService(t, database)),
-		asCommand+"=1", "PORT="+strconv.Itoa(port), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", "PATH="+os.Getenv("PATH")), more...)
+	p.cmd.Env = append([]string{
+		asCommand + "=1", "PORT=" + strconv.Itoa(port), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", "PATH=" + os.Getenv("PATH"),
+	}, environ...)
 	p.cmd.Stderr, p.cmd.Stdout = p.log, p.log
 	require.NoError(t, p.cmd.Start())
 	go func() { p.exited <- p.cmd.Wait() }()
@@ -83,7 +92,6 @@ func startProcess(t *testing.T, database string, more ...string) *process {
 			t.Log(p.log.String())
 		}
 	})
-	require.Eventually(t, func() bool { return p.get(t, "/readyz") == http.StatusOK }, 20*time.Second, 20*time.Millisecond)
 	return p
 }
 
@@ -125,7 +133,12 @@ func TestSIGTERMLetsATickFinishAndTakesNoMore(t *testing.T) {
 
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 	require.Eventually(t, func() bool { return p.get(t, "/readyz") == http.StatusServiceUnavailable }, 5*time.Second, 5*time.Millisecond)
-	require.Equal(t, http.StatusServiceUnavailable, p.post(t, "/", binary(event.Ping), "").StatusCode)
+	late := p.post(t, "/", binary("com.example.late"), "")
+	require.Equal(t, http.StatusBadRequest, late.StatusCode, "what was on its way is looked at")
+	require.True(t, late.Close)
+	require.Eventually(t, func() bool {
+		return p.post(t, "/", binary("com.example.late"), "").StatusCode == http.StatusServiceUnavailable
+	}, 2*comeWithin, 20*time.Millisecond)
 	require.NoError(t, lock.Rollback(t.Context()))
 	require.Equal(t, http.StatusAccepted, <-answered)
 	select {
@@ -141,7 +154,7 @@ func TestSIGTERMLetsATickFinishAndTakesNoMore(t *testing.T) {
 	require.NotContains(t, p.log.String(), stacktest.Env(t, "POSTGRES_PASSWORD"))
 }
 
-func TestAnIdleProcessEndsAtOnce(t *testing.T) {
+func TestAnIdleProcessEndsSoon(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, stacktest.Database(t))
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))

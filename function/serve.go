@@ -17,8 +17,11 @@ import (
 )
 
 const (
-	// A process that is told to end has 25 s: this for what is under way, then handBackWithin, then telemetry.
-	finishWithin   = 14 * time.Second
+	// A process that is told to end has 25 s: this for what is sent to it by those who have not heard of it yet (a Service
+	// forgets an instance at the moment it is told to end, not before), then finishWithin for what is under way, then
+	// handBackWithin, then telemetry.
+	comeWithin     = 2 * time.Second
+	finishWithin   = 12 * time.Second
 	handBackWithin = 5 * time.Second
 	// cutOffAfter is for sends to other instances of the service, which have no reason to hurry.
 	cutOffAfter = 17 * time.Second
@@ -39,7 +42,7 @@ type server struct {
 	transport  *http.Transport
 	log        *slog.Logger
 
-	finishWithin, handBackWithin time.Duration
+	comeWithin, finishWithin, handBackWithin time.Duration
 }
 
 // parts is what a server is made of.
@@ -56,7 +59,7 @@ type parts struct {
 
 func newServer(p parts) *server {
 	out := newOutgoing(p.delivery, p.entry, p.telemetry)
-	s := &server{entry: newEntry(p.entry, p.log), transport: out.transport, log: p.log, finishWithin: finishWithin, handBackWithin: handBackWithin}
+	s := &server{entry: newEntry(p.entry, p.log), transport: out.transport, log: p.log, comeWithin: comeWithin, finishWithin: finishWithin, handBackWithin: handBackWithin}
 	dispatcher := dispatch.New(p.db, out.build, out.followUps, dispatch.Options{Grace: cutOffAfter, Log: p.log})
 	var sendDue func(context.Context) error
 	switch {
@@ -98,8 +101,8 @@ func newServer(p parts) *server {
 	return s
 }
 
-// serve takes deliveries from listener until ctx ends. Then it takes no more, lets those under way finish or hand back
-// what they hold, and returns when nothing runs any more. It closes the listener.
+// serve takes deliveries from listener until ctx ends. Then it takes those that are on their way and no more, lets all
+// finish or hand back what they hold, and returns when nothing runs any more. It closes the listener.
 func (s *server) serve(ctx context.Context, listener net.Listener) error {
 	work, interrupt := context.WithCancel(context.WithoutCancel(ctx))
 	defer interrupt()
@@ -137,7 +140,9 @@ func (s *server) serve(ctx context.Context, listener net.Listener) error {
 		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
 	case <-ctx.Done():
 	}
-	s.log.InfoContext(ctx, "shutting down: no new work is taken")
+	s.log.InfoContext(ctx, "shutting down: what is on its way is taken, and no more")
+	s.handler.door.announce()
+	<-time.After(s.comeWithin)
 	s.leave(s.handler.door.close(), interrupt)
 	background.Wait()
 	s.transport.CloseIdleConnections()

@@ -71,6 +71,7 @@ func serveSiteAs(t *testing.T, database, login string, delivery config.Delivery,
 		delivery: delivery, db: db, sweeper: p, actions: map[postgres.FollowUpKind]followup.Action{postgres.Cleanup: p},
 		telemetry: telemetry.Disabled(), log: quiet,
 	})
+	s.comeWithin = 0 // nobody else sends anything
 	for _, change := range changes {
 		change(s.server)
 	}
