@@ -4,6 +4,12 @@
 E2E_DIR := $(CURDIR)/.stack-e2e
 E2E_STACK := STACK_DIR=$(E2E_DIR) STACK_WITHOUT="jaeger promtool" STACK_WITH="eventing serving keda node" $(STACK)
 
+.PHONY: restarts
+restarts: ## Restart the service a thousand times under load: no delivery may be lost or cut (RESTARTS=100)
+	@STACK_DIR=$(E2E_DIR) STACK_WITHOUT="jaeger promtool" $(STACK) up
+	@set +e; STACK_DIR=$(E2E_DIR) RESTARTS=$(or $(RESTARTS),1000) go test -count=1 -timeout 60m -v -run TestRestarts ./function; code=$$?; \
+	STACK_DIR=$(E2E_DIR) $(STACK) down; exit $$code
+
 .PHONY: e2e
 e2e: build ## Drive the service through Knative's and KEDA's own components (RUN=TestKnative runs one)
 	@$(E2E_STACK) down
