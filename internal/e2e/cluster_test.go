@@ -157,7 +157,7 @@ func (c *cluster) aggregate(t *testing.T) {
 func (c *cluster) awaitReady(t *testing.T, apiVersion, kind, namespace, name string) *unstructured.Unstructured {
 	t.Helper()
 	var o *unstructured.Unstructured
-	eventually(t, time.Minute, kind+" "+name+" is ready", func() (err error) {
+	eventually(t, 3*time.Minute, kind+" "+name+" is ready", func() (err error) {
 		if o, err = c.get(t, apiVersion, kind, namespace, name); err != nil {
 			return err
 		}
