@@ -7,6 +7,9 @@ SHELL := bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BIN := bin/reservation-expiry
 GO_TOOL := go tool -modfile=tools/go.mod
+# The flags of tools/stack/gobuild.go: what the service and its tools have in common is compiled once.
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -gcflags=all=-dwarf=false
+GO_BUILD_SERVICE := $(GO_BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)
 
 include tools/stack.mk
 include tools/deploy.mk
@@ -19,7 +22,7 @@ help: ## List the targets
 
 .PHONY: build
 build: ## Build bin/reservation-expiry
-	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./function
+	$(GO_BUILD_SERVICE) ./function
 
 # A long build says now and then that it is still at it; what goes wrong is shown as it is.
 COUNTED := 2>&1 | awk '/^go: downloading / || /^[^ :\#]+$$/ { if (++n % 100 == 0) { print "  " n " steps, at " $$0; fflush() } next } { print; fflush() }'
@@ -27,9 +30,9 @@ COUNTED := 2>&1 | awk '/^go: downloading / || /^[^ :\#]+$$/ { if (++n % 100 == 0
 .PHONY: demo
 demo: ## Watch reservations end, on real components (KEEP=1 leaves it running)
 	@echo "building the service and the demo (some minutes the first time, seconds later)"
-	@go build -v -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./function $(COUNTED)
-	@go build -v -o bin/demo ./internal/demo $(COUNTED)
-	@go build -C tools -v -o $(CURDIR)/bin/stack ./stack $(COUNTED)
+	@$(GO_BUILD_SERVICE) -v ./function $(COUNTED)
+	@$(GO_BUILD) -v -o bin/demo ./internal/demo $(COUNTED)
+	@cd tools && $(GO_BUILD) -v -o $(CURDIR)/bin/stack ./stack $(COUNTED)
 	@KEEP=$(KEEP) bin/demo
 
 .PHONY: demo-down

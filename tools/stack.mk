@@ -1,6 +1,6 @@
 # The real components that tests and the demo run against. `go run -C tools ./stack help` says how to bring your own.
 
-STACK := go run -C tools ./stack
+STACK := CGO_ENABLED=0 go run -C tools -trimpath -gcflags=all=-dwarf=false ./stack
 
 .PHONY: stack-up
 stack-up: ## Start PostgreSQL, PgBouncer, Kubernetes and AWS; writes .stack/env
@@ -18,7 +18,7 @@ stack-build: ## Install and build what they need (minutes, once)
 lint-tools: ## Check the form of the nested modules
 	lint=$$(go tool -modfile=tools/go.mod -n golangci-lint); \
 	(cd tools && "$$lint" run --allow-parallel-runners ./...); \
-	cd tools/kube && CGO_ENABLED=0 GOFLAGS=-trimpath "$$lint" run --allow-parallel-runners ./...  # the flags of the build, whose packages it reuses
+	cd tools/kube && CGO_ENABLED=0 GOFLAGS="-trimpath -gcflags=all=-dwarf=false" "$$lint" run --allow-parallel-runners ./...  # the flags of the build, whose packages it reuses
 
 .PHONY: test-tools
 test-tools: ## Test that the stack comes up, heals, and goes without a trace

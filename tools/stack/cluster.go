@@ -51,11 +51,7 @@ func (c *cluster) build(ctx context.Context, s *stack) error {
 		return nil
 	}
 	s.log.say(c.name(), "building %s (a first build takes 4 to 6 minutes)", kubernetesVersion)
-	// Always the same flags, and no others: a change of flags compiles everything again.
-	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-trimpath", "-o", c.bin+".tmp", "-ldflags", "-s -w "+versionFlags, "./cmd/devcluster")
-	cmd.Dir = source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if err := s.runLong(c.name(), cmd); err != nil {
+	if err := s.goBuild(ctx, c.name(), source, c.bin+".tmp", versionFlags, "./cmd/devcluster"); err != nil {
 		return fmt.Errorf("build devcluster: %w", err)
 	}
 	if err := os.Rename(c.bin+".tmp", c.bin); err != nil {

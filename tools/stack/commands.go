@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -41,10 +40,7 @@ func (c *commands) build(ctx context.Context, s *stack) error {
 	if err := os.MkdirAll(c.dir+".tmp", 0o755); err != nil {
 		return fmt.Errorf("make a directory: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-trimpath", "-ldflags", strings.TrimSpace("-s -w "+c.ldflags), "-o", c.dir+".tmp"+string(filepath.Separator), "tool")
-	cmd.Dir = source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as devcluster is built: they share what they can
-	if err := s.runLong(c.name(), cmd); err != nil {
+	if err := s.goBuild(ctx, c.name(), source, c.dir+".tmp"+string(filepath.Separator), c.ldflags, "tool"); err != nil {
 		return fmt.Errorf("build the commands of tools/%s: %w", c.module, err)
 	}
 	if err := os.Rename(c.dir+".tmp", c.dir); err != nil {

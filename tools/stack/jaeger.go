@@ -40,11 +40,7 @@ func (j *jaeger) build(ctx context.Context, s *stack) error {
 		return nil
 	}
 	s.log.say(j.name(), "building %s (a first build takes 3 to 4 minutes)", jaegerVersion)
-	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-trimpath", "-ldflags", "-s -w", "-o", j.bin+".tmp",
-		"github.com/jaegertracing/jaeger/cmd/jaeger")
-	cmd.Dir = source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as devcluster is built: they share what they can
-	if err := s.runLong(j.name(), cmd); err != nil {
+	if err := s.goBuild(ctx, j.name(), source, j.bin+".tmp", "", "github.com/jaegertracing/jaeger/cmd/jaeger"); err != nil {
 		return fmt.Errorf("build jaeger: %w", err)
 	}
 	return os.Rename(j.bin+".tmp", j.bin)
