@@ -235,11 +235,14 @@ func deployOn(t *testing.T, w *world) {
 	say(t, "Knative Service, Broker, eight Triggers, PingSource and SinkBinding are ready")
 }
 
-// awaitPods waits until the service has so many.
+// awaitPods waits until the service has so many. Only the newest revision counts: the first knew no K_SINK, never became
+// ready, and is given ten minutes by Serving.
 func awaitPods(t *testing.T, w *world, within time.Duration, want int) {
 	t.Helper()
+	revision, _, _ := unstructured.NestedString(w.knativeService(t).Object, "status", "latestReadyRevisionName")
+	require.NotEmpty(t, revision)
 	eventually(t, within, fmt.Sprintf("the service has %d pods", want), func() error {
-		pods, err := w.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "serving.knative.dev/service=reservation-expiry"})
+		pods, err := w.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "serving.knative.dev/revision=" + revision})
 		if err == nil && len(pods.Items) != want {
 			err = fmt.Errorf("it has %d", len(pods.Items))
 		}
