@@ -13,7 +13,7 @@ import (
 
 // act has somebody do something, at whatever moment this is.
 func (p *people) act(w *world) {
-	if len(p.all) == 0 {
+	if len(p.all) == 0 || w.quiet {
 		return
 	}
 	r := p.all[w.rand.IntN(len(p.all))]
@@ -125,6 +125,7 @@ func (p *people) backUp(w *world, r *reservation) {
 	if p.write(w, r, statement{`update disks set is_backing_up = true, pending_snapshot_count = pending_snapshot_count + 1, last_updated = $3
 		where user_id = $1 and disk_name = $2`, []any{r.user, r.disk, w.now()}}) {
 		s := w.outside.EC2.Snap(v, tags, "periodic backup")
+		s.Listed, s.Known = time.Time{}, time.Time{} // else an older one may be taken for it, and be counted again
 		w.say("platform", "backs %s up as %s", r.disk, s.ID)
 	}
 }
@@ -173,4 +174,27 @@ func (p *people) days(w *world, _ *reservation) {
 	d := w.between(24*time.Hour, 9*24*time.Hour)
 	w.say("world", "%s go by", d)
 	w.outside.Advance(d)
+}
+
+// broken makes a row that makes no sense, in one way or another. It must not be in anybody's way.
+func (p *people) broken(w *world) {
+	r := p.reserve(w, "broken", "")
+	r.healthy, r.disk, r.domain = false, "", ""
+	how := pick(w, "expires_at = null", "expires_at = 'infinity'", "expires_at = '1970-01-01'", "created_at = 'infinity'", "pod_name = repeat('x', 255)",
+		"namespace = 'No Such Namespace!'", "name = repeat('ü', 3000), user_id = null", "status_history = '\"junk\"', warnings_sent = '[1]'",
+		"user_id = null, pod_name = null, namespace = null, gpu_type = null, created_at = null, launched_at = null, status_history = null, warnings_sent = null",
+		"master_reservation_id = 'no such master', is_multinode = true", "status = null", "status = 'odd'")
+	w.say("platform", "%s is broken: %s", r.id, how)
+	p.write(w, r, r.row("active", w.now().Add(-time.Hour)),
+		statement{"update reservations set launched_at = created_at, expires_at = $2 where reservation_id = $1", []any{r.id, w.now().Add(10 * time.Minute)}},
+		statement{"update reservations set " + how + " where reservation_id = $1", []any{r.id}})
+}
+
+// status is what the row says now.
+func status(w *world, id string) string {
+	rows := column[string](w.data, "select coalesce(status, '') from reservations where reservation_id = $1", id)
+	if len(rows) == 0 {
+		return ""
+	}
+	return rows[0]
 }

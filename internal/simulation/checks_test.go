@@ -42,6 +42,7 @@ type checks struct {
 	seen     int64 // of the audit
 	touched  int   // effects and writes of the service's, so far
 	warnings []written
+	toWarn   []written                 // whom to warn from when on
 	facts    map[string]map[int64]fact // subject → sequence
 	truths   []truth                   // what became true and has to be announced
 }
@@ -200,6 +201,9 @@ func (c *checks) absentFor(r *reservation, now time.Time) time.Duration {
 
 // heard is what the sink of facts takes.
 func (c *checks) heard(e ce.Event) {
+	if c.w.sabotaged(factsLost) && c.w.oneIn(3) {
+		return
+	}
 	var sequence int64
 	_, _ = fmt.Sscanf(fmt.Sprint(e.Extensions()["sequence"]), "%d", &sequence)
 	of := c.facts[e.Subject()]
@@ -214,6 +218,7 @@ func (c *checks) heard(e ce.Event) {
 
 // swept judges a sweep during which nothing went wrong.
 func (c *checks) swept(r sweep.Result) {
+	c.require(brokenAlone, r.Outcome == sweep.Completed, "nothing went wrong, and the sweep is %s: %v", r.Outcome, r.Failures)
 	type late struct{ ID string }
 	left := read[late](c.w.data, `
 		select reservation_id from reservations
@@ -222,7 +227,6 @@ func (c *checks) swept(r sweep.Result) {
 	for _, l := range left {
 		c.require(brokenAlone, false, "%s is overdue, and a whole sweep has left it", l.ID)
 	}
-	c.checked[brokenAlone]++
 }
 
 const s120 = grace

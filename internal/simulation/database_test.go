@@ -28,7 +28,11 @@ type database struct {
 
 	told   map[*pgx.Conn]time.Time // what each connection takes for now
 	inside bool                    // a statement of the simulation's own
+	worlds int                     // so far
 }
+
+// tidyEvery is after how many worlds their dead rows go. Each time all plans are made anew, which takes as long as a world.
+const tidyEvery = 25
 
 const simSchema = `
 create schema sim;
@@ -141,7 +145,9 @@ func (d *database) run(conn *pgx.Conn, statements string) {
 func (d *database) begin(w *world) {
 	d.world = w
 	d.run(d.users, d.reset)
-	d.run(d.users, d.tidy)
+	if d.worlds++; d.worlds%tidyEvery == 0 {
+		d.run(d.users, d.tidy)
+	}
 }
 
 // tell lets a connection know the time.

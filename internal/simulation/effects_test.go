@@ -111,6 +111,7 @@ func (c *checks) diskChanged(ch change, before, after *row, service bool) {
 	if holder == "" {
 		return
 	}
+	c.truths = append(c.truths, truth{"dev.gpudev.disk.released.v1", holder})
 	at := status(c.w, holder)
 	c.require(newIsSafe, !(&row{Status: at}).live(), "disk %s is released, and its holder %s is %s", after.DiskName, holder, at)
 	for _, v := range c.w.outside.EC2.Volumes() {

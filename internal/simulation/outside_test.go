@@ -34,6 +34,7 @@ func (c cluster) ClusterUID(ctx context.Context) (string, error) {
 	return ask(ctx, c.w, kubernetes, "cluster", func() (string, error) {
 		uid, err := c.Cluster.ClusterUID(ctx)
 		if c.w.people.elsewhere(c.w) {
+			c.w.faults.count("kubernetes: another cluster")
 			uid = "another cluster"
 		}
 		return uid, err
@@ -51,7 +52,7 @@ func (c cluster) ListPods(ctx context.Context, namespace string) ([]pod.Pod, err
 		before := c.stale[namespace]
 		c.stale[namespace] = pods
 		switch {
-		case c.w.people.elsewhere(c.w):
+		case c.w.people.elsewhere(c.w), c.w.sabotaged(podsGone):
 			return nil, nil
 		case !c.w.oneIn(c.w.faults.perCall[kubernetes] / 2):
 			return pods, err
@@ -66,7 +67,7 @@ func (c cluster) ListPods(ctx context.Context, namespace string) ([]pod.Pod, err
 
 func (c cluster) GetPod(ctx context.Context, namespace, name string) (pod.Pod, error) {
 	return ask(ctx, c.w, kubernetes, "get pod "+namespace+"/"+name, func() (pod.Pod, error) {
-		if c.w.people.elsewhere(c.w) {
+		if c.w.people.elsewhere(c.w) || c.w.sabotaged(podsGone) {
 			return pod.Pod{}, fault.Errorf(fault.Gone, "get pods %s/%s: not found", namespace, name)
 		}
 		return c.Cluster.GetPod(ctx, namespace, name)
@@ -82,7 +83,12 @@ func (c cluster) ForceDeletePod(ctx context.Context, namespace, name, uid string
 }
 
 func (c cluster) WriteFile(ctx context.Context, namespace, name, container string, f pod.File) error {
-	return c.w.call(ctx, kubernetes, "write "+f.Name+" in "+name, func() error { return c.Cluster.WriteFile(ctx, namespace, name, container, f) })
+	return c.w.call(ctx, kubernetes, "write "+f.Name+" in "+name, func() error {
+		if c.w.sabotaged(warningsLost) {
+			return nil
+		}
+		return c.Cluster.WriteFile(ctx, namespace, name, container, f)
+	})
 }
 
 func (c cluster) RunListing(ctx context.Context, namespace, name, container, dir string) (pod.Listing, error) {
@@ -145,7 +151,7 @@ func (a amazon) DescribeInstance(ctx context.Context, id string) (disk.Instance,
 
 func (a amazon) DescribeVolume(ctx context.Context, id string) (disk.Volume, error) {
 	return ask(ctx, a.w, ec2, "describe "+id, func() (disk.Volume, error) {
-		if a.w.people.otherAccount(a.w) {
+		if a.w.people.otherAccount(a.w) || a.w.sabotaged(volumesGone) {
 			return disk.Volume{}, fault.Errorf(fault.Gone, "describe %s: it is not in this account", id)
 		}
 		return a.EC2.DescribeVolume(ctx, id)
@@ -190,7 +196,11 @@ func (a amazon) DescribeSnapshot(ctx context.Context, id string) (disk.Snapshot,
 		if a.w.people.otherAccount(a.w) {
 			return disk.Snapshot{}, fault.Errorf(fault.Gone, "describe %s: it is not in this account", id)
 		}
-		return a.EC2.DescribeSnapshot(ctx, id)
+		s, err := a.EC2.DescribeSnapshot(ctx, id)
+		if a.w.sabotaged(pendingCompleted) {
+			s.State = disk.SnapshotCompleted
+		}
+		return s, err
 	})
 }
 
@@ -241,6 +251,7 @@ func (s services) Account(ctx context.Context) (disk.Account, error) {
 	return ask(ctx, s.w, network, "account", func() (disk.Account, error) {
 		account, err := s.Network.Account(ctx)
 		if s.w.people.otherAccount(s.w) {
+			s.w.faults.count("aws: another account")
 			account.ID = "999999999999"
 		}
 		return account, err

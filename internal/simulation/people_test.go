@@ -79,11 +79,9 @@ func (p *people) settleIn(w *world) {
 	}
 	if w.oneIn(10) {
 		p.awayTil = w.now().Add(w.between(5*time.Minute, 25*time.Minute))
-		w.faults.count("kubernetes: another cluster")
 	}
 	if w.oneIn(10) {
 		p.otherTo = w.now().Add(w.between(5*time.Minute, 25*time.Minute))
-		w.faults.count("aws: another account")
 	}
 }
 
@@ -279,27 +277,4 @@ func (p *people) route(w *world, r *reservation) []statement {
 		{`insert into alb_target_groups (reservation_id, domain_name, jupyter_target_group_arn, jupyter_rule_arn, created_at)
 			values ($1, $2, $3, $4, $5) on conflict do nothing`, []any{r.id, r.domain, group, rule, w.now()}},
 	}
-}
-
-// broken makes a row that makes no sense, in one way or another. It must not be in anybody's way.
-func (p *people) broken(w *world) {
-	r := p.reserve(w, "broken", "")
-	r.healthy, r.disk, r.domain = false, "", ""
-	how := pick(w, "expires_at = null", "expires_at = 'infinity'", "expires_at = '1970-01-01'", "created_at = 'infinity'", "pod_name = repeat('x', 255)",
-		"namespace = 'No Such Namespace!'", "name = repeat('ü', 3000), user_id = null", "status_history = '\"junk\"', warnings_sent = '[1]'",
-		"user_id = null, pod_name = null, namespace = null, gpu_type = null, created_at = null, launched_at = null, status_history = null, warnings_sent = null",
-		"master_reservation_id = 'no such master', is_multinode = true", "status = null", "status = 'odd'")
-	w.say("platform", "%s is broken: %s", r.id, how)
-	p.write(w, r, r.row("active", w.now().Add(-time.Hour)),
-		statement{"update reservations set launched_at = created_at, expires_at = $2 where reservation_id = $1", []any{r.id, w.now().Add(10 * time.Minute)}},
-		statement{"update reservations set " + how + " where reservation_id = $1", []any{r.id}})
-}
-
-// status is what the row says now.
-func status(w *world, id string) string {
-	rows := column[string](w.data, "select coalesce(status, '') from reservations where reservation_id = $1", id)
-	if len(rows) == 0 {
-		return ""
-	}
-	return rows[0]
 }

@@ -14,7 +14,6 @@ import (
 	"gpudev.internal/reservation-expiry/internal/cleanup"
 	"gpudev.internal/reservation-expiry/internal/dispatch"
 	"gpudev.internal/reservation-expiry/internal/event"
-	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -106,7 +105,7 @@ func (s *service) tick(p *process) {
 		s.w.say(p.name, "decided: %s %s%s: %s", d.Action, d.ReservationID, d.Subject, d.Reason)
 	}
 	s.w.say(p.name, "sweep %s %v %v", r.Outcome, r.Failures, err)
-	if err == nil && r.Outcome == sweep.Completed && clean == s.w.faults.wrong() {
+	if err == nil && r.Outcome != sweep.Skipped && clean == s.w.faults.wrong() {
 		s.w.checks.swept(r)
 	}
 	if err == nil {
@@ -137,6 +136,9 @@ func (s *service) deliver(p *process, e ce.Event) error {
 	}
 	s.w.say(p.name, "delivery of %s for %s %s", e.ID(), name, key)
 	kind := postgres.FollowUpKind(name)
+	if s.w.sabotaged(eventsBelieved) {
+		s.believe(p, e)
+	}
 	report, err := s.runner.Run(p.ctx, kind, key)
 	if err == nil && report.State == followup.StateAbsent && kind == postgres.Cleanup {
 		var due bool
@@ -200,6 +202,7 @@ type flight struct {
 func (b *bus) send(e ce.Event) {
 	w := b.w
 	switch {
+	case w.sabotaged(cleanupsLost) && strings.HasPrefix(e.ID(), "cleanup/"):
 	case w.quiet:
 		b.fly(20*time.Millisecond, &flight{event: e})
 	case w.oneIn(15):
@@ -250,17 +253,9 @@ func (b *bus) deliverNow(w *world) bool {
 	return true
 }
 
-// store is the real one. A sabotaged world changes what some of its methods do.
-type store struct {
-	*postgres.DB
-	w *world
-}
-
 func (s *service) grace() time.Duration {
-	if s.w.sabotage == "expire early" {
+	if s.w.sabotaged(earlyGrace) {
 		return -20 * time.Minute
 	}
 	return grace
 }
-
-var _ = fault.Transient

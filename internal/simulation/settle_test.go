@@ -3,6 +3,7 @@ package simulation
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,8 +25,13 @@ func (w *world) settle() {
 		}
 		if w.oneIn(2) {
 			w.people.cancel(w, r)
-		} else {
-			w.data.platform(statement{"update reservations set expires_at = $2 where reservation_id = $1", []any{r.id, w.now().Add(w.between(4*time.Minute, 9*time.Minute))}})
+			continue
+		}
+		ends := w.now().Add(w.between(6*time.Minute, 9*time.Minute))
+		w.say(r.user, "has %s end at %s", r.id, ends.Format(time.TimeOnly))
+		w.data.platform(statement{"update reservations set expires_at = $2 where reservation_id = $1", []any{r.id, ends}})
+		if w.people.podOf(w, r) && r.pod.Runs() && r.pod.Deleting.IsZero() {
+			w.checks.toWarn = append(w.checks.toWarn, written{owner: r.id, at: w.now()})
 		}
 	}
 	for range ticksAtMost {
@@ -101,7 +107,9 @@ func (c *checks) settled(busy bool) bool {
 		c.require(cleanedUp, r.ticks <= ticksToSettle || stuck && r.ticks <= 16, "%s is %s and not cleaned up after %d quiet ticks: %s", o.ID, o.Status, r.ticks, o.Errors)
 	}
 	unpublished := column[int](c.w.data, "select count(*)::int from expiry.facts where published_at is null")[0]
-	open := column[int](c.w.data, "select count(*)::int from expiry.snapshots where state in ('intended', 'pending')")[0]
+	open := column[int](c.w.data, `
+		select (select count(*) from expiry.snapshots where state in ('intended', 'pending'))::int
+		     + (select count(*) from disks where pending_snapshot_count > 0)::int`)[0]
 	return whole && unpublished == 0 && open == 0
 }
 
@@ -190,6 +198,10 @@ func (c *checks) factsAtTheEnd() {
 }
 
 func (c *checks) warningsAtTheEnd() {
+	for _, due := range c.toWarn {
+		reached := slices.ContainsFunc(c.warnings, func(w written) bool { return w.owner == due.owner && w.at.After(due.at) })
+		c.require(warnedInTime, reached, "%s ended without a warning, though nothing went wrong any more", due.owner)
+	}
 	type sent struct{ ID, Key string }
 	for _, s := range read[sent](c.w.data, "select reservation_id, key from expiry.follow_ups where kind = 'warning' and outcome = 'sent' order by 2") {
 		level := s.Key[strings.LastIndex(s.Key, "/")+1:]

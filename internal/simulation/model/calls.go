@@ -123,7 +123,7 @@ func (e *EC2) Snap(v *Volume, tags map[string]string, description string) *Snaps
 		s.Listed, s.Known = e.w.now.Add(e.w.between(0, 90*time.Second)), e.w.now.Add(e.w.between(0, 10*time.Second))
 	}
 	e.snapshots[s.ID] = s
-	fails := e.w.oneIn(12)
+	fails := e.w.oneIn(12) && !e.Sound
 	e.w.After(e.w.between(2*time.Second, 8*time.Minute), func() {
 		s.State, s.Progress = disk.SnapshotCompleted, "100%"
 		if fails {

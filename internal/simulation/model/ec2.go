@@ -18,6 +18,8 @@ type EC2 struct {
 	volumes   map[string]*Volume
 	snapshots map[string]*Snapshot
 	instances map[string]*disk.Instance
+	// Sound is set where no snapshot fails.
+	Sound bool
 }
 
 // Volume is a volume with what was written to it.
