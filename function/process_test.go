@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -72,11 +73,7 @@ func startProcess(t *testing.T, database string, more ...string) *process {
 // launchProcess starts it and does not wait until it is ready.
 func launchProcess(t *testing.T, environ ...string) *process {
 	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	port := listener.Addr().(*net.TCPAddr).Port
-	require.NoError(t, listener.Close())
-
+	port := freePort(t)
 	p := &process{log: &output{}, exited: make(chan error, 1), desk: &desk{url: "http://127.0.0.1:" + strconv.Itoa(port)}}
 	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])
 	p.cmd.Env = append([]string{
@@ -93,6 +90,21 @@ func launchProcess(t *testing.T, environ ...string) *process {
 		}
 	})
 	return p
+}
+
+// freePort finds a port that nobody listens on, among those that the kernel gives to no outgoing connection: one of them
+// would take it before the process does.
+func freePort(t *testing.T) int {
+	t.Helper()
+	for {
+		port := 10_000 + rand.IntN(20_000)
+		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", ":"+strconv.Itoa(port))
+		if err == nil {
+			require.NoError(t, listener.Close())
+			return port
+		}
+		require.ErrorIs(t, err, syscall.EADDRINUSE)
+	}
 }
 
 // get returns the status of a GET, 0 where nobody answers.

@@ -89,10 +89,7 @@ type beginning struct {
 
 func begin(t *testing.T, program string, environ []string) *beginning {
 	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	port := strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
-	require.NoError(t, listener.Close())
+	port := strconv.Itoa(freePort(t))
 	s := &beginning{
 		cmd: exec.CommandContext(context.WithoutCancel(t.Context()), program), url: "http://127.0.0.1:" + port, log: &output{},
 		client: &http.Client{Transport: &http.Transport{}},
@@ -102,11 +99,11 @@ func begin(t *testing.T, program string, environ []string) *beginning {
 	s.at = time.Now()
 	require.NoError(t, s.cmd.Start())
 	t.Cleanup(func() {
-		_ = s.cmd.Process.Kill()
-		s.client.CloseIdleConnections()
-		if t.Failed() {
+		if t.Failed() && s.cmd.ProcessState == nil { // it still runs
 			t.Log(s.log.String())
 		}
+		_ = s.cmd.Process.Kill()
+		s.client.CloseIdleConnections()
 	})
 	return s
 }
