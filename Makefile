@@ -39,8 +39,9 @@ demo: ## Watch reservations end, on real components (KEEP=1 leaves it running)
 demo-down: ## Stop what make demo KEEP=1 has left running
 	@bin/demo down
 
-# What tracing costs is measured alone and without the race detector: beside other tests it would measure them.
-COST := TestTracingCostsASweepLittle
+# What tracing costs and how long a start takes is measured alone and without the race detector: beside other tests it
+# would measure them.
+COST := 'TestTracingCostsASweepLittle|TestAStartFromZeroIsFast'
 
 .PHONY: test
 test: lint lint-tools stack-up ## Everything, on the real components, from a bare machine
