@@ -14,6 +14,7 @@ GO_BUILD_SERVICE := $(GO_BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o $
 include tools/stack.mk
 include tools/deploy.mk
 include tools/simulate.mk
+include tools/reliability.mk
 include tools/e2e.mk
 
 .PHONY: help

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// crashEvery says which of the crash points are tried: every so-manieth. make crashtest sets 1.
+const crashEvery = "CRASH_EVERY"
+
+// TestAProcessMayBeKilledAtEveryCall lets processes sweep a world with one reservation of each kind, counts their calls to
+// PostgreSQL, Kubernetes and AWS, then kills a process (SIGKILL) before each of them, and after each that acts before its
+// answer comes. The ticks after that must bring the world to the very state to which they bring it when nobody dies.
+func TestAProcessMayBeKilledAtEveryCall(t *testing.T) {
+	t.Parallel()
+	whole := newOutside(t, nil)
+	require.Equal(t, settled(t), whole.settle())
+	calls, _ := whole.made()
+
+	type point struct {
+		k     int
+		after bool
+	}
+	var points []point
+	kinds := map[string]int{}
+	for k, c := range calls {
+		points = append(points, point{k + 1, false})
+		if c.acts {
+			points = append(points, point{k + 1, true})
+		}
+		kinds[strings.Fields(c.name)[0]]++
+	}
+	every, err := strconv.Atoi(os.Getenv(crashEvery))
+	if err != nil {
+		every = len(points) / 6
+	}
+	var tried, died atomic.Int32
+	t.Cleanup(func() {
+		t.Logf("%d calls (%v), %d crash points, %d tried, %d processes killed", len(calls), kinds, len(points), tried.Load(), died.Load())
+	})
+	for i := every / 2; i < len(points); i += every {
+		p := points[i]
+		when := map[bool]string{false: "before", true: "after"}[p.after]
+		t.Run(fmt.Sprintf("%s call %d %s", when, p.k, calls[p.k-1].name), func(t *testing.T) {
+			t.Parallel()
+			o := newOutside(t, nil)
+			o.cutAt(p.k, p.after)
+			got := o.settle()
+			tried.Add(1)
+			if made, _ := o.made(); len(made) >= p.k {
+				died.Add(1)
+			}
+			require.Equal(t, settled(t), got)
+		})
+	}
+}

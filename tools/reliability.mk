@@ -1,0 +1,24 @@
+# What takes longer than a test may: crashes, faults, races and inputs by the thousand. docs/reliability.md has the figures.
+
+IN_STACK = set -a; source $${STACK_DIR:-.stack}/env; set +a
+
+.PHONY: crashtest
+crashtest: stack-up ## Kill a real process at every call it makes, and put every fault on the wire (CRASH_EVERY=10: a tenth)
+	$(IN_STACK); CRASH_EVERY=$(or $(CRASH_EVERY),1) WIRE_FAULTS_ALL=1 go test -count=1 -v -timeout 3h -parallel 8 \
+		-run 'TestAProcessMayBeKilled|OnTheWire|TestAnAnswerLost|TestAnExecThatHangs' ./function 2>&1 \
+		| grep -vE '^=== |testdbconf|^ *--- PASS'; \
+	go test -count=1 -v -run 'MayDieAnywhere|ThatDiesAnywhere' ./internal/cleanup ./internal/snapshot ./internal/sweep 2>&1 \
+		| awk '/^ *--- PASS.*\// {n++} /^(ok|FAIL)/ || /^ *--- FAIL/ {print} /^FAIL/ {bad=1} END {print n " calls died at in process"; exit bad}'
+
+.PHONY: races
+races: stack-up ## Sweeps, cleanups, extends and cancels at once on a real PostgreSQL, thousands of rounds, with -race
+	$(IN_STACK); RACE_ROUNDS=$(or $(RACE_ROUNDS),1000) go test -race -count=1 -v -timeout 2h -run 'Users|UserWho|ExtensionOfTheMaster|AtOnce|Races' \
+		./internal/sweep ./internal/cleanup ./internal/snapshot ./internal/postgres 2>&1 | grep -vE '^=== |testdbconf'
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME (30s) and print how many inputs it saw
+	tools/fuzz.sh
+
+.PHONY: mutation
+mutation: ## Change the pure core and the handlers in small ways, and see whether the tests tell (docs/mutation.md)
+	tools/mutation.sh
