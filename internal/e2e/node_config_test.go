@@ -71,6 +71,7 @@ cgroupDriver: cgroupfs
 cgroupRoot: /
 enforceNodeAllocatable: []
 evictionHard: {}
+imageGCHighThresholdPercent: 100 # never: nothing could be pulled again
 failSwapOn: false
 makeIPTablesUtilChains: false
 podLogsDir: %[3]s/pod-logs

@@ -147,6 +147,7 @@ func (n *node) up(t *testing.T, images ...string) {
 	for _, archive := range images {
 		_, err := n.ctr("images", "import", archive)
 		require.NoError(t, err)
+		require.NoError(t, os.Remove(archive)) // a gigabyte in all
 	}
 	say(t, "the node: containerd has its %d images, %d s after the start", len(images), int(time.Since(began).Seconds()))
 	kubeconfig := filepath.Join(n.dir, "kubeconfig")

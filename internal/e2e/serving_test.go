@@ -342,9 +342,9 @@ func wakingTime(t *testing.T, w *world, ingress *knativeIngress, s platform.Serv
 	require.NoError(t, w.SQL.QueryRow(t.Context(),
 		"select occurred_at from expiry.facts where subject = $1 and type = $2", s.ID, event.ReservationExpired).Scan(&decided))
 	eventually(t, time.Minute, "the tick is answered", func() error {
-		brought := ingress.seen(event.Ping)
+		brought := slices.DeleteFunc(ingress.seen(event.Ping), func(h hop) bool { return h.At.After(decided) || h.Done.Before(decided) })
 		if len(brought) == 0 {
-			return fmt.Errorf("it is not")
+			return fmt.Errorf("no tick was under way at %s", decided)
 		}
 		sent, err := time.Parse(time.RFC3339Nano, brought[0].Time)
 		require.NoError(t, err)
