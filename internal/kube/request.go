@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
 
 	"gpudev.internal/reservation-expiry/internal/fault"
 )
@@ -50,6 +52,8 @@ func (c *Cluster) call(ctx context.Context, verb string, t target, into runtime.
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.options.Timeout)
 	defer cancel()
+	// The client's own log would go to this process's stderr as text; what matters comes back as the error.
+	ctx = klog.NewContext(ctx, logr.Discard())
 	client, _, err := c.connect(ctx)
 	if err != nil {
 		return classify(err, verb, t)
