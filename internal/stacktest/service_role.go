@@ -3,8 +3,6 @@ package stacktest
 import (
 	"net/url"
 	"testing"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // AsService returns the address by which the service comes to a database that Database made: through PgBouncer in
@@ -24,16 +22,5 @@ func ServiceRole(t testing.TB) string {
 
 func serviceURL(t testing.TB) *url.URL {
 	t.Helper()
-	exports, err := readExports()
-	if err == nil && exports["STACK_SERVICE_URL"] == "" { // a stack that was started before it had this role
-		direct := parse(t, Env(t, "STACK_POSTGRES_URL"))
-		if super, err := pgx.Connect(t.Context(), direct.String()); err == nil {
-			_, _ = super.Exec(t.Context(), "create role reservation_expiry_service login password '"+Env(t, "POSTGRES_PASSWORD")+"'")
-			_, _ = super.Exec(t.Context(), "grant pg_read_all_stats to reservation_expiry")
-			_ = super.Close(t.Context())
-		}
-		direct.User = url.UserPassword("reservation_expiry_service", Env(t, "POSTGRES_PASSWORD"))
-		return direct
-	}
 	return parse(t, Env(t, "STACK_SERVICE_URL"))
 }
