@@ -33,6 +33,18 @@ func (p *people) extend(w *world, r *reservation) {
 func (p *people) cancel(w *world, r *reservation) {
 	if p.write(w, r, statement{"update reservations set status = 'cancelled', cancelled_at = $2, reservation_ended = $2 where reservation_id = $1", []any{r.id, w.now()}}) {
 		w.say(r.user, "cancels %s", r.id)
+		p.soonAgain(w, r)
+	}
+}
+
+// soonAgain has the user of a reservation that has ended come back while it is being cleaned up.
+func (p *people) soonAgain(w *world, r *reservation) {
+	if w.oneIn(2) {
+		w.in(w.between(time.Second, 4*time.Minute), "people", func() {
+			if !w.quiet {
+				p.again(w, r)
+			}
+		})
 	}
 }
 

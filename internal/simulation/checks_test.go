@@ -170,6 +170,7 @@ func (c *checks) ended(ch change, before, after *row) {
 	if r == nil || before.ended() {
 		return
 	}
+	c.w.people.soonAgain(c.w, r)
 	deadline, sound := before.deadline()
 	overdue := before.Status == "active" && sound && deadline.Add(grace).Before(ch.At)
 	switch {

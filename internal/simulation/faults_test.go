@@ -46,7 +46,7 @@ func newFaults(w *world) *faults {
 	}
 	f.perCall[sql] *= 4 // there are many statements
 	f.death = pick(w, 0, 0, 1500, 500, 150)
-	f.race = pick(w, 0, 1500, 500, 150)
+	f.race = pick(w, 0, 400, 150, 60)
 	return f
 }
 
@@ -175,7 +175,7 @@ func (w *world) statement(ctx context.Context, p *process, word string) outcome 
 	if ctx.Err() != nil {
 		return passes // it fails by itself
 	}
-	if p.inTx == 0 && word != "commit" && w.oneIn(w.faults.race*4) {
+	if p.inTx == 0 && word != "commit" && w.oneIn(w.faults.race*3) {
 		w.meanwhile(p)
 	}
 	o := w.faults.draw(sql)

@@ -203,11 +203,14 @@ func (p *people) launch(w *world, r *reservation, created time.Time, ends time.D
 		statements = append(statements, statement{"update disks set ebs_volume_id = $2 where reservation_id = $1", []any{r.id, r.volume}})
 	}
 	if r.domain != "" {
-		statements = append(statements, p.route(w, r)...)
+		statements = append(statements, r.route(w)...)
 	}
 	if !p.write(w, r, statements...) {
 		again()
 		return
+	}
+	if r.domain != "" {
+		r.makeRoute(w.outside.Network)
 	}
 	r.entered = w.now()
 	w.say(r.user, "%s runs, until %s", r.id, w.now().Add(ends).Format("15:04:05"))
@@ -262,19 +265,20 @@ func (p *people) restore(w *world, r *reservation) *model.Volume {
 	return w.outside.EC2.MakeVolume(key.Tags(), r.id, holds)
 }
 
-// route makes what leads to a server.
-func (p *people) route(w *world, r *reservation) []statement {
-	out := w.outside.Network
-	fqdn := strings.ToLower(r.domain) + "." + zone
-	out.Records[fqdn] = r.id
-	rule, group := "arn:rule/"+r.id, "arn:group/"+r.id
-	out.Rules[rule] = r.id
-	out.Groups[group] = &model.TargetGroup{Owner: r.id, Rule: rule}
+// route is what the platform writes of what leads to a server, before it makes it: who takes its rows down waits for it.
+func (r *reservation) route(w *world) []statement {
 	return []statement{
 		{`insert into domain_mappings (domain_name, reservation_id, created_at) values ($1, $2, $3)
 			on conflict (domain_name) do update set reservation_id = excluded.reservation_id, updated_at = excluded.created_at`,
 			[]any{r.domain, r.id, w.now()}},
 		{`insert into alb_target_groups (reservation_id, domain_name, jupyter_target_group_arn, jupyter_rule_arn, created_at)
-			values ($1, $2, $3, $4, $5) on conflict do nothing`, []any{r.id, r.domain, group, rule, w.now()}},
+			values ($1, $2, $3, $4, $5) on conflict do nothing`, []any{r.id, r.domain, "arn:group/" + r.id, "arn:rule/" + r.id, w.now()}},
 	}
+}
+
+func (r *reservation) makeRoute(out *model.Network) {
+	rule := "arn:rule/" + r.id
+	out.Records[strings.ToLower(r.domain)+"."+zone] = r.id
+	out.Rules[rule] = r.id
+	out.Groups["arn:group/"+r.id] = &model.TargetGroup{Owner: r.id, Rule: rule}
 }

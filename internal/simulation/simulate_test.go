@@ -109,7 +109,7 @@ func (w *world) tell(to io.Writer) {
 func TestTheSameSeedIsTheSameHistory(t *testing.T) {
 	t.Parallel()
 	d := newDatabase(t)
-	for _, seed := range []uint64{2, 16, 78, 131} {
+	for _, seed := range []uint64{2, 78} {
 		first := newWorld(d, seed, "")
 		first.live()
 		newWorld(d, seed+1000, "").live()
