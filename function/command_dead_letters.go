@@ -87,7 +87,9 @@ func replay(ctx context.Context, sh shell, argument string) error {
 	heard := &listener{next: dispatch.NewTransport()}
 	defer heard.next.CloseIdleConnections()
 	sender := dispatch.NewHTTPSender(target, dispatch.SenderOptions{Transport: heard, Timeout: selfTimeout, Tries: 1, Token: token})
-	if err := dispatch.Replay(ctx, db, sender, id); err != nil {
+	if err := dispatch.Replay(ctx, db, sender, id); err != nil && !heard.asked {
+		return err
+	} else if err != nil {
 		return fmt.Errorf("%w: %s%s", err, where, heard.said())
 	}
 	return sh.say("Dead letter %d was taken by %s%s", id, where, heard.said())
@@ -96,6 +98,7 @@ func replay(ctx context.Context, sh shell, argument string) error {
 // listener keeps the answer to a request, and asks for one that says something.
 type listener struct {
 	next   *http.Transport
+	asked  bool
 	status string
 	body   string
 }
@@ -103,6 +106,7 @@ type listener struct {
 // RoundTrip implements http.RoundTripper.
 func (l *listener) RoundTrip(r *http.Request) (*http.Response, error) {
 	r.Header.Set("Accept", "application/json")
+	l.asked = true
 	response, err := l.next.RoundTrip(r)
 	if err != nil {
 		return nil, err //nolint:wrapcheck // a transport's errors are its own

@@ -40,7 +40,7 @@ func recordFact(ctx context.Context, tx pgx.Tx, factType, subject string, data a
 	return recordFacts(ctx, tx, []newFact{{factType, subject, data}})
 }
 
-// recordFacts is recordFact for many at once, at most one for each subject.
+// recordFacts is recordFact for many at once. Those of one subject keep their order.
 func recordFacts(ctx context.Context, tx pgx.Tx, facts []newFact) error {
 	var types, subjects, data []string
 	for _, f := range facts {
@@ -53,16 +53,17 @@ func recordFacts(ctx context.Context, tx pgx.Tx, facts []newFact) error {
 	}
 	_, err := tx.Exec(ctx, `
 		with given as (
-		    select * from unnest($1::text[], $2::text[], $3::text[]) as g (type, subject, data)
+		    select *, row_number() over (partition by subject order by n) as nth, count(*) over (partition by subject) as of
+		    from unnest($1::text[], $2::text[], $3::text[]) with ordinality as g (type, subject, data, n)
 		),
 		next as (
 		    insert into expiry.fact_sequences as s (subject, last)
-		    select subject, 1 from given order by subject -- in one order everywhere, against deadlocks
-		    on conflict (subject) do update set last = s.last + 1
+		    select subject, count(*) from given group by subject order by subject -- in one order everywhere, against deadlocks
+		    on conflict (subject) do update set last = s.last + excluded.last
 		    returning subject, last
 		)
 		insert into expiry.facts (fact_id, type, subject, sequence, data, traceparent)
-		select gen_random_uuid(), type, subject, last, data::jsonb, nullif($4, '')
+		select gen_random_uuid(), type, subject, last - of + nth, data::jsonb, nullif($4, '')
 		from given join next using (subject)`, types, subjects, data, telemetry.TraceParent(ctx))
 	if err != nil {
 		return fmt.Errorf("record %d facts, %s of %s first: %w", len(facts), facts[0].Type, facts[0].Subject, err)

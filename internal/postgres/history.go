@@ -17,14 +17,12 @@ const over = `
 
 // history says which rows of ours are old news, by table. Each condition is on x, with $2 the age's limit.
 //
-// A fact that no sink was ever configured for counts as kept long enough; one that a sink would not take, and those
-// waiting behind it, are never dropped. The rows that tell what has been dealt with (pods, out-of-memory kills) outlive
-// the pod that shows it.
+// What was never announced, and a dead letter that nobody has replayed, are not. The rows that tell what has been dealt
+// with (pods, out-of-memory kills) outlive the pod that shows it.
 var history = []struct{ table, old string }{
 	{"follow_ups", `x.state = 'done' and x.finished_at < $2`},
-	{"facts", `x.occurred_at < $2 and (x.published_at is not null or not exists (
-	     select from expiry.facts f where f.subject = x.subject and f.published_at is null and f.attempts > 0))`},
-	{"dead_letters", `x.received_at < $2`},
+	{"facts", `x.occurred_at < $2 and x.published_at is not null`},
+	{"dead_letters", `x.received_at < $2 and x.replayed_at >= x.received_at`},
 	{"oom_kills", `x.recorded_at < $2 and ` + over},
 	{"pods", `x.first_seen_at < $2 and ` + over},
 	{"snapshots", `x.state = 'purged' and x.settled_at < $2`},

@@ -170,10 +170,10 @@ func inBatches[T any](items []T, size int, work func([]T) error) error {
 }
 
 // rowsFault reports whether an SQLSTATE says something about the rows rather than about the database's state: data
-// exceptions, violated constraints, and what functions raise.
+// exceptions, a row named twice, violated constraints, and what functions raise.
 func rowsFault(sqlstate string) bool {
 	switch sqlstate[:2] {
-	case "22", "23", "P0":
+	case "21", "22", "23", "P0":
 		return true
 	}
 	return false

@@ -21,13 +21,14 @@ func TestHistoryIsForgottenWhenItIsOver(t *testing.T) {
 		`insert into expiry.follow_ups (kind, key, subject, created_at) values ('cleanup', 'keep, due', '', ` + old + `)`,
 		`insert into expiry.facts (fact_id, type, subject, sequence, data, occurred_at, published_at, attempts) values
 		     (gen_random_uuid(), 'old, told', 'a', 1, '{}', ` + old + `, ` + young + `, 3),
-		     (gen_random_uuid(), 'old, nobody listens', 'b', 1, '{}', ` + old + `, null, 0),
+		     (gen_random_uuid(), 'keep, nobody listens', 'b', 1, '{}', ` + old + `, null, 0),
 		     (gen_random_uuid(), 'keep, refused', 'c', 1, '{}', ` + old + `, null, 9),
 		     (gen_random_uuid(), 'keep, waits behind it', 'c', 2, '{}', ` + old + `, null, 0),
 		     (gen_random_uuid(), 'keep, young', 'd', 1, '{}', ` + young + `, now(), 0)`,
 		`insert into expiry.fact_sequences values ('a', 1)`,
-		`insert into expiry.dead_letters (event_id, event_type, event_source, event, received_at) values
-		     ('old', '', '', '{}', ` + old + `), ('keep', '', '', '{}', ` + young + `)`,
+		`insert into expiry.dead_letters (event_id, event_type, event_source, event, received_at, replayed_at) values
+		     ('old', '', '', '{}', ` + old + `, ` + young + `), ('keep', '', '', '{}', ` + young + `, ` + young + `),
+		     ('keep, never replayed', '', '', '{}', ` + old + `, null)`,
 		`insert into expiry.oom_kills (reservation_id, container_id, finished_at, container, recorded_at) values
 		     ('` + live + `', 'keep', now(), '', ` + old + `), ('` + ended + `', 'old', now(), '', ` + old + `), ('gone', 'old', now(), '', ` + old + `)`,
 		`insert into expiry.pods (uid, reservation_id, namespace, name, created_at, first_seen_at) values
@@ -45,9 +46,9 @@ func TestHistoryIsForgottenWhenItIsOver(t *testing.T) {
 	}
 	w.sweep()
 	require.Equal(t, []string{"keep", "keep, due"}, w.texts("select key from expiry.follow_ups where key ~ 'keep|old' order by 1"))
-	require.Equal(t, []string{"keep, refused", "keep, waits behind it", "keep, young"},
+	require.Equal(t, []string{"keep, nobody listens", "keep, refused", "keep, waits behind it", "keep, young"},
 		w.texts("select type from expiry.facts where type <> $1 order by 1", event.SweepCompleted))
-	require.Equal(t, []string{"keep"}, w.texts("select event_id from expiry.dead_letters"))
+	require.Equal(t, []string{"keep", "keep, never replayed"}, w.texts("select event_id from expiry.dead_letters order by 1"))
 	require.Equal(t, []string{"keep"}, w.texts("select container_id from expiry.oom_kills"))
 	require.Equal(t, []string{"keep", "keep, open", "keep, young"}, w.texts("select uid from expiry.pods order by 1"))
 	require.Equal(t, []string{"keep", "open"}, w.texts("select reservation_id from expiry.cleanups order by 1"))

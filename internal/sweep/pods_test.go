@@ -3,6 +3,7 @@ package sweep
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -293,6 +294,28 @@ func TestEachOutOfMemoryKillIsCountedOnce(t *testing.T) {
 	require.Equal(t, "active", w.status(id), "a container that restarts is not dead")
 	require.Equal(t, []string{"1", "2"}, w.texts("select sequence::text from expiry.facts where type = $1 order by 1", event.ReservationOOMKilled))
 	require.Equal(t, []string{"2"}, w.texts("select count(*)::text from expiry.follow_ups where kind = 'notice' and state = 'due'"))
+}
+
+func TestSeveralKillsOfOneReservationAreSeveralFactsAndHoldUpNobodyElses(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	twice, name := w.active(c, nil)
+	once, other := w.active(c, nil)
+	at := time.Now().Add(-time.Hour).Truncate(time.Second)
+	p, q := c.pods[podKey{"gpu-dev", name}], c.pods[podKey{"gpu-dev", other}]
+	p.Containers = []pod.Container{
+		{Name: "gpu-dev", Kind: pod.App, ID: "containerd://b", Restarts: 1, Last: oomKilled("containerd://a", at), Current: oomKilled("containerd://b", at.Add(time.Minute))},
+		{Name: "side", Kind: pod.App, ID: "containerd://d", Running: true, Restarts: 1, Last: oomKilled("containerd://c", at)},
+	}
+	q.Containers = []pod.Container{{Name: "gpu-dev", Kind: pod.App, ID: "containerd://f", Running: true, Restarts: 1, Last: oomKilled("containerd://e", at)}}
+	c.add(p)
+	c.add(q)
+	require.Equal(t, 4, w.within(c).Counts["oomKills"])
+	for id, kills := range map[string][]string{twice: {"1", "2", "3"}, once: {"1"}} {
+		require.Equal(t, fmt.Sprint(len(kills)), w.text("select oom_count::text from reservations where reservation_id = $1", id))
+		require.Equal(t, kills, w.texts("select sequence::text from expiry.facts where type = $1 and subject = $2 order by 1", event.ReservationOOMKilled, id))
+		require.Equal(t, fmt.Sprint(len(kills)), w.text("select count(*)::text from expiry.follow_ups where kind = 'notice' and reservation_id = $1", id))
+	}
 }
 
 func TestAKillWithoutATimeIsCountedOnceToo(t *testing.T) {
