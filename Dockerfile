@@ -1,7 +1,9 @@
 # syntax=docker/dockerfile:1
-# A digest is the image's content: a registry can only refuse it, not bring another. docs/deploying.md says how to renew them.
-ARG GO_IMAGE=docker.io/library/golang:1.26.8-bookworm@sha256:dc9ad6c05acc7a88e5b71bde60a5fe3bd4b9f0db209011711b464107438a8107
-ARG BASE_IMAGE=gcr.io/distroless/static-debian12:nonroot@sha256:afa5c872c891853ca7fcf1f12c3edb23f7eeef36189728842dd51042ff57f7ab
+# A digest is the image's content: a registry can only refuse it, not bring another. Google's distroless images are in
+# whichever registry BASE_REGISTRY names: docs/deploying.md.
+ARG GO_IMAGE=golang:1.26.8-bookworm@sha256:dc9ad6c05acc7a88e5b71bde60a5fe3bd4b9f0db209011711b464107438a8107
+ARG BASE_REGISTRY
+ARG BASE_IMAGE=${BASE_REGISTRY}/distroless/static-debian12:nonroot@sha256:afa5c872c891853ca7fcf1f12c3edb23f7eeef36189728842dd51042ff57f7ab
 
 FROM --platform=$BUILDPLATFORM ${GO_IMAGE} AS build
 WORKDIR /src
