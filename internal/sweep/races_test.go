@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -17,10 +19,15 @@ import (
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
-const (
-	raceRounds  = 40
-	racesAtOnce = 40 // user transactions in each round
-)
+const racesAtOnce = 40 // user transactions in each round
+
+// raceRounds is how many rounds each race goes; make races sets RACE_ROUNDS.
+func raceRounds() int {
+	if rounds, err := strconv.Atoi(os.Getenv("RACE_ROUNDS")); err == nil {
+		return rounds
+	}
+	return 40
+}
 
 // user runs a user's transaction: a change to one row, a moment's thought, the commit. It returns the status that the
 // row had when the change was made.
@@ -81,7 +88,7 @@ func TestAUserWhoCommitsFirstHasWon(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	first := map[string]int{}
-	for round := range raceRounds {
+	for round := range raceRounds() {
 		w.insertMany(racesAtOnce, "r", ago(time.Hour))
 		ids := w.texts("select reservation_id from reservations order by 1")
 		changes := []string{"expires_at = clock_timestamp() + interval '9 hours'", "status = 'cancelled', cancelled_at = clock_timestamp()"}
@@ -106,7 +113,7 @@ func TestAUserWhoCommitsFirstHasWon(t *testing.T) {
 		}
 		w.exec("with gone as (delete from reservations) delete from expiry.facts")
 	}
-	t.Logf("%d races: users first in %d, the sweep in %d", raceRounds*racesAtOnce, first["active"], first["expired"])
+	t.Logf("%d races: users first in %d, the sweep in %d", raceRounds()*racesAtOnce, first["active"], first["expired"])
 	require.Positive(t, first["active"])
 	require.Positive(t, first["expired"])
 }
@@ -115,7 +122,7 @@ func TestAnExtensionOfTheMasterHoldsTheNodes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	first := map[string]int{}
-	for round := range raceRounds {
+	for round := range raceRounds() {
 		w.insertMany(racesAtOnce, "master", ago(time.Hour))
 		w.insertMany(racesAtOnce, "node", ago(2*time.Hour))
 		w.exec("update reservations set master_reservation_id = replace(reservation_id, 'node', 'master') where reservation_id like 'node-%'")
@@ -132,7 +139,7 @@ func TestAnExtensionOfTheMasterHoldsTheNodes(t *testing.T) {
 		}
 		w.exec("delete from reservations")
 	}
-	t.Logf("%d races: users first in %d, the sweep in %d", raceRounds*racesAtOnce, first["active"], first["expired"])
+	t.Logf("%d races: users first in %d, the sweep in %d", raceRounds()*racesAtOnce, first["active"], first["expired"])
 	require.Positive(t, first["active"])
 	require.Positive(t, first["expired"])
 }
@@ -141,8 +148,8 @@ func TestAnExtensionOfTheMasterHoldsTheNodes(t *testing.T) {
 func TestUsersWhoLockManyRowsAreNeverMadeToFail(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	const set, rounds = 8, 40
-	for round := range rounds {
+	const set = 8
+	for round := range raceRounds() {
 		ids := w.insert(slices.Repeat([]row{{"expires_at": ago(time.Hour)}}, set)...)
 		w.exec("update reservations set master_reservation_id = $1 where reservation_id <> $1", ids[0])
 		var users sync.WaitGroup
