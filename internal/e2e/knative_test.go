@@ -65,10 +65,7 @@ func deploy(t *testing.T, w *world, k *eventing) *function {
 func ticksEndAReservation(t *testing.T, w *world) {
 	warned := server(t, w, platform.Reservation{User: "bob", EndsIn: 25 * time.Minute})
 	ended := server(t, w, platform.Reservation{User: "ada", Disk: "home", Domain: "happy-bear", EndsIn: -3 * time.Minute})
-
-	ping, err := w.get(t, "sources.knative.dev/v1", "PingSource", namespace, "reservation-expiry")
-	require.NoError(t, err)
-	w.patch(t, ping, map[string]any{"spec": map[string]any{"schedule": schedule}})
+	tickAt(t, w, schedule)
 	say(t, "two reservations are set up, one near its end and one past it; the PingSource ticks every ten seconds")
 
 	w.is(t, time.Minute, ended, status, "expired")

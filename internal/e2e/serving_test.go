@@ -44,6 +44,7 @@ func TestServing(t *testing.T) {
 	installKnative(t, n)
 	w := newWorldOn(t, n)
 	deployOn(t, w)
+	tickAt(t, w, "0 0 1 1 *") // not now: each tick keeps an instance for minutes
 	awaitPods(t, w, 5*time.Minute, 0)
 	say(t, "the service has been ready once, as Serving wants it, and is at zero instances")
 	wokenByATick(t, w, ingress)
@@ -258,10 +259,8 @@ func wokenByATick(t *testing.T, w *world, ingress *knativeIngress) {
 	outOfMemory(t, w, killed)
 
 	tick := time.Now().UTC().Add(5 * time.Second).Truncate(time.Minute).Add(time.Minute)
-	ping, err := w.get(t, "sources.knative.dev/v1", "PingSource", namespace, "reservation-expiry")
-	require.NoError(t, err)
 	again := tick.Add(2 * time.Minute) // for the snapshot, of which the first one's follow-ups only see the beginning
-	w.patch(t, ping, map[string]any{"spec": map[string]any{"schedule": fmt.Sprintf("%d,%d * * * *", tick.Minute(), again.Minute())}})
+	tickAt(t, w, fmt.Sprintf("%d,%d * * * *", tick.Minute(), again.Minute()))
 	say(t, "three reservations are set up; the PingSource is to tick at %s and %s", tick.Format(time.TimeOnly), again.Format(time.TimeOnly))
 	w.is(t, 3*time.Minute, ended, status, "expired")
 	wakingTime(t, w, ingress, ended)
@@ -284,6 +283,14 @@ func wokenByATick(t *testing.T, w *world, ingress *knativeIngress) {
 	used, forbidden := audited(t, "node-audit.log", "system:serviceaccount:"+namespace+":"+account)
 	require.Empty(t, forbidden)
 	say(t, "its ServiceAccount was refused nothing; it did: %s", strings.Join(slices.Sorted(maps.Keys(used)), ", "))
+}
+
+// tickAt changes when the PingSource ticks.
+func tickAt(t *testing.T, w *world, schedule string) {
+	t.Helper()
+	ping, err := w.get(t, "sources.knative.dev/v1", "PingSource", namespace, "reservation-expiry")
+	require.NoError(t, err)
+	w.patch(t, ping, map[string]any{"spec": map[string]any{"schedule": schedule}})
 }
 
 // realServer sets up a reservation whose pod is one. Its volume is attached to nothing: no driver runs here.
