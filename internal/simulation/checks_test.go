@@ -172,6 +172,11 @@ func (c *checks) ended(ch change, before, after *row) {
 	}
 	c.w.people.soonAgain(c.w, r)
 	deadline, sound := before.deadline()
+	if m := c.rowBefore(ch, r.master); m != nil { // a set ends by the latest of its deadlines
+		if latest, known := m.deadline(); known && latest.After(deadline) {
+			deadline = latest
+		}
+	}
 	overdue := before.Status == "active" && sound && deadline.Add(grace).Before(ch.At)
 	switch {
 	case after.Status == "expired" && strings.Contains(after.DetailStatus, "missing"):
@@ -185,6 +190,15 @@ func (c *checks) ended(ch change, before, after *row) {
 	case after.Status == "cancelled":
 		c.require(neverEarly, ch.At.Sub(r.entered) > 48*time.Hour, "%s is cancelled after %s of %s", ch.ID, ch.At.Sub(r.entered), before.Status)
 	}
+}
+
+// rowBefore is a reservation's row as it was when a change was made; nil where it was not there yet.
+func (c *checks) rowBefore(ch change, id string) *row {
+	rows := column[*string](c.w.data, "select new_row::text from sim.audit where what = 'reservations' and id = $1 and n < $2 order by n desc limit 1", id, ch.N)
+	if len(rows) == 0 {
+		return nil
+	}
+	return parseRow(rows[0])
 }
 
 // absentFor is how long a reservation's pod has really been absent.
@@ -224,13 +238,11 @@ func (c *checks) swept(r sweep.Result) {
 	left := read[late](c.w.data, `
 		select reservation_id from reservations
 		where status = 'active' and isfinite(expires_at) and expires_at > '2000-01-01' and expires_at >= created_at and expires_at + $1 < $2
-		  and coalesce(launched_at, created_at) <= expires_at and user_id is distinct from 'broken'`, s120, r.StartedAt)
+		  and coalesce(launched_at, created_at) <= expires_at and user_id is distinct from 'broken' and master_reservation_id is null`, grace, r.StartedAt)
 	for _, l := range left {
 		c.require(brokenAlone, false, "%s is overdue, and a whole sweep has left it", l.ID)
 	}
 }
-
-const s120 = grace
 
 // forged judges what an event does that nobody asked for.
 func (c *checks) forged(e ce.Event, deliver func(ce.Event)) {

@@ -180,6 +180,13 @@ type ec2Side interface {
 	eventually(condition func() bool)
 }
 
+func mustFind(t *testing.T, e ec2API, key disk.Key) []disk.Volume {
+	t.Helper()
+	found, err := e.FindVolumes(context.Background(), key.Tags())
+	require.NoError(t, err)
+	return found
+}
+
 func ec2Contract(t *testing.T, s ec2Side) {
 	ctx, e := context.Background(), s.api()
 	is := func(want fault.Kind, err error) {
@@ -216,6 +223,11 @@ func ec2Contract(t *testing.T, s ec2Side) {
 	i, err := e.DescribeInstance(ctx, instance)
 	require.NoError(t, err)
 	require.False(t, i.Halted())
+
+	key := disk.Key{User: "ada", Name: "of " + instance}
+	require.Empty(t, mustFind(t, e, key))
+	tagged := s.makeVolume(key.Tags())
+	s.eventually(func() bool { found := mustFind(t, e, key); return len(found) == 1 && found[0].ID == tagged })
 
 	// It is detached from the very attachment that was seen.
 	require.NoError(t, e.DetachVolume(ctx, volume, v.Attachments[0], false))

@@ -158,6 +158,15 @@ func (a amazon) DescribeVolume(ctx context.Context, id string) (disk.Volume, err
 	})
 }
 
+func (a amazon) FindVolumes(ctx context.Context, tags map[string]string) ([]disk.Volume, error) {
+	return ask(ctx, a.w, ec2, "find volumes", func() ([]disk.Volume, error) {
+		if a.w.people.otherAccount(a.w) {
+			return nil, nil
+		}
+		return a.EC2.FindVolumes(ctx, tags)
+	})
+}
+
 func (a amazon) DetachVolume(ctx context.Context, id string, at disk.Attachment, force bool) error {
 	what := "detach "
 	if force {

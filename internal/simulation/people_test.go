@@ -23,7 +23,8 @@ type people struct {
 // reservation is one as the platform made it.
 type reservation struct {
 	id, user, disk, podName, domain, gpu string
-	healthy                              bool // its row is as it should be
+	master                               string // of its set; empty where it is no node of one
+	healthy                              bool   // its row is as it should be
 	node, instance                       string
 	pod                                  *model.Pod
 	volume                               string
@@ -70,6 +71,11 @@ func (p *people) settleIn(w *world) {
 		default:
 			p.launched(w, r, w.between(-10*time.Minute, 40*time.Minute), 3*time.Hour)
 		}
+	}
+	if w.oneIn(4) && len(p.all) > 1 { // a set of two nodes
+		p.all[1].master = p.all[0].id
+		p.write(w, p.all[1], statement{"update reservations set is_multinode = true, master_reservation_id = $2 where reservation_id = $1", []any{p.all[1].id, p.all[0].id}})
+		w.say("platform", "%s is a node of %s's set", p.all[1].id, p.all[0].id)
 	}
 	if w.oneIn(3) {
 		p.broken(w)

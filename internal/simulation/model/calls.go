@@ -30,6 +30,28 @@ func (e *EC2) DescribeVolume(_ context.Context, id string) (disk.Volume, error) 
 	return out, nil
 }
 
+// FindVolumes is as aws.EC2's.
+func (e *EC2) FindVolumes(_ context.Context, tags map[string]string) ([]disk.Volume, error) {
+	var found []disk.Volume
+	for _, v := range e.Volumes() {
+		if carries(v.Tags, tags) {
+			one := v.Volume
+			one.Attachments, one.Tags = slices.Clone(v.Attachments), maps.Clone(v.Tags)
+			found = append(found, one)
+		}
+	}
+	return found, nil
+}
+
+func carries(has, tags map[string]string) bool {
+	for key, value := range tags {
+		if has[key] != value {
+			return false
+		}
+	}
+	return true
+}
+
 // DetachVolume is as aws.EC2's.
 func (e *EC2) DetachVolume(_ context.Context, id string, a disk.Attachment, force bool) error {
 	v, ok := e.volumes[id]
@@ -82,14 +104,7 @@ func (e *EC2) DescribeSnapshots(context.Context) ([]disk.Snapshot, error) {
 
 // FindSnapshots is as aws.EC2's.
 func (e *EC2) FindSnapshots(_ context.Context, tags map[string]string) ([]disk.Snapshot, error) {
-	return e.listed(func(s *Snapshot) bool {
-		for key, value := range tags {
-			if s.Tags[key] != value {
-				return false
-			}
-		}
-		return s.OwnerID == Account
-	}), nil
+	return e.listed(func(s *Snapshot) bool { return carries(s.Tags, tags) && s.OwnerID == Account }), nil
 }
 
 // DescribeSnapshot is as aws.EC2's.

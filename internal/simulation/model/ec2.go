@@ -147,7 +147,10 @@ func (e *EC2) LastWrite(v *Volume) time.Time {
 // letGo has the driver detach the volume of a pod that is gone. It does so only where the processes have ended.
 func (e *EC2) letGo(p *Pod) {
 	v := e.volumes[p.Volume]
-	if v == nil || v.writer != p || v.Left || v.Stuck || p.Runs() || len(v.Attachments) == 0 {
+	if v == nil || v.writer != p || v.Stuck || p.Runs() || len(v.Attachments) == 0 {
+		return
+	}
+	if v.Left && v.Attachments[0].State != disk.Busy { // what was asked for before is done once the device is free
 		return
 	}
 	instance := v.Attachments[0].InstanceID
