@@ -123,7 +123,7 @@ func (db *DB) readEnding(ctx context.Context, life *Life) error {
 // readTroubles reads what besides its deadline may concern a reservation: a pause, a missing pod, memory.
 func (db *DB) readTroubles(ctx context.Context, life *Life) error {
 	missing, isMissing, err1 := first(query(ctx, db, pgx.RowToStructByPos[MissingPod], `
-		select first_seen_at, last_seen_at from expiry.missing_pods where reservation_id = $1`, life.ReservationID))
+		select first_seen_at, last_seen_at from expiry.missing_pods where reservation_id = $1 and ended_at is null`, life.ReservationID))
 	if isMissing {
 		life.Missing = &missing
 	}

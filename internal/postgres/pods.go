@@ -55,12 +55,14 @@ func (db *DB) ActiveReservations(ctx context.Context, only []string) ([]ActiveRe
 	return active, nil
 }
 
-// PodNamespaces returns the namespace column's values of the reservations that are live, or ended after since.
+// PodNamespaces returns the namespace column's values of the reservations that are live, or ended after since: those of
+// the most live ones first.
 func (db *DB) PodNamespaces(ctx context.Context, since time.Time) ([]string, error) {
 	namespaces, err := query(ctx, db, pgx.RowTo[string], `
-		select distinct coalesce(namespace, '') from reservations
+		select coalesce(namespace, '') from reservations
 		where status in ('preparing', 'active') or (status in ('expired', 'cancelled', 'failed') and updated_at > $1)
-		order by 1`, since)
+		group by 1
+		order by count(*) filter (where status in ('preparing', 'active')) desc, 1`, since)
 	if err != nil {
 		return nil, fmt.Errorf("read the reservations' namespaces: %w", err)
 	}
@@ -124,7 +126,7 @@ func (db *DB) RecordMissing(ctx context.Context, lease SweepLease, now time.Time
 			insert into expiry.missing_pods as m (reservation_id, first_seen_at, last_seen_at)
 			select id, $1, $1 from unnest($2::text[]) id
 			on conflict (reservation_id) do update
-			set last_seen_at = $1,
+			set last_seen_at = $1, ended_at = null,
 			    first_seen_at = case when m.reservation_id = any($3::text[]) then $1 else m.first_seen_at end`, now, ids, begin)
 		if err != nil {
 			return fmt.Errorf("record %d missing pods: %w", len(ids), err)
@@ -133,14 +135,27 @@ func (db *DB) RecordMissing(ctx context.Context, lease SweepLease, now time.Time
 	})
 }
 
+// MissingEnded counts the reservations that were expired for a missing pod since then and are not active again.
+func (db *DB) MissingEnded(ctx context.Context, since time.Time) (int, error) {
+	n, _, err := first(query(ctx, db, pgx.RowTo[int], `
+		select count(*) from expiry.missing_pods m
+		where m.ended_at > $1
+		  and not exists (select from reservations r where r.reservation_id = m.reservation_id and r.status = 'active')`, since))
+	if err != nil {
+		return 0, fmt.Errorf("count the reservations that ended for a missing pod: %w", err)
+	}
+	return n, nil
+}
+
 // ForgetMissing ends the series of absences of reservations whose pods were seen again, and of those that are active
-// no more.
-func (db *DB) ForgetMissing(ctx context.Context, lease SweepLease, seen []string) error {
+// no more. Those that ended for it are remembered for as long as the brake counts them.
+func (db *DB) ForgetMissing(ctx context.Context, lease SweepLease, now time.Time, seen []string) error {
 	return db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
 			delete from expiry.missing_pods m
 			where m.reservation_id = any($1::text[])
-			   or not exists (select from reservations r where r.reservation_id = m.reservation_id and r.status = 'active')`, orNone(seen))
+			   or (not exists (select from reservations r where r.reservation_id = m.reservation_id and r.status = 'active')
+			       and (m.ended_at is null or m.ended_at <= $2))`, orNone(seen), now.Add(-reservation.BrakeMemory))
 		if err != nil {
 			return fmt.Errorf("forget which pods were missing: %w", err)
 		}
@@ -174,10 +189,31 @@ func (db *DB) FailDead(ctx context.Context, lease SweepLease, now time.Time, dea
 // ExpireMissing expires those of the given reservations that are still active on the same server and whose series of
 // absences has lasted for at least confirm, and returns their ids. Each is announced and gets its cleanup with it.
 func (db *DB) ExpireMissing(ctx context.Context, lease SweepLease, now time.Time, confirm time.Duration, missing []PodEnding) ([]string, error) {
+	if err := db.markMissingEnded(ctx, lease, now, missing); err != nil {
+		return nil, err
+	}
 	return db.endForPods(ctx, lease, now, reservation.Expired, missing, `
 		exists (select from expiry.missing_pods s
 		        where s.reservation_id = r.reservation_id and s.first_seen_at + @confirm::interval <= @now)`,
 		pgx.NamedArgs{"confirm": confirm})
+}
+
+// markMissingEnded says beforehand what ends, so that no crash makes the brake forget it. Of one that does not end after
+// all it says nothing: who is active is not counted.
+func (db *DB) markMissingEnded(ctx context.Context, lease SweepLease, now time.Time, missing []PodEnding) error {
+	if len(missing) == 0 {
+		return nil
+	}
+	ids := make([]string, len(missing))
+	for i, m := range missing {
+		ids[i] = m.ID
+	}
+	return db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "update expiry.missing_pods set ended_at = $1 where reservation_id = any($2)", now, ids); err != nil {
+			return fmt.Errorf("record %d endings for a missing pod: %w", len(ids), err)
+		}
+		return nil
+	})
 }
 
 func (db *DB) endForPods(ctx context.Context, lease SweepLease, now time.Time, to reservation.Status, pods []PodEnding, guard string, args pgx.NamedArgs) ([]string, error) {

@@ -22,6 +22,9 @@ func TestBrakeStopsMissingPodsFirstAndDeadlinesOnlyWhenClocksDisagree(t *testing
 		"exactly the share":            {BrakeInput{Active: 100, Overdue: 10, Missing: 10}, BrakeReleased, true, 10, false},
 		"over the share":               {BrakeInput{Active: 100, Overdue: 10, Missing: 11}, BrakeMissing, true, 0, true},
 		"over the share, dead count":   {BrakeInput{Active: 100, Dead: 20, Missing: 1}, BrakeMissing, true, 0, true},
+		"with those of the last hour":  {BrakeInput{Active: 90, Missing: 11, MissingBefore: 10}, BrakeMissing, true, 0, true},
+		"just not, with them":          {BrakeInput{Active: 90, Missing: 10, MissingBefore: 10}, BrakeReleased, true, 10, false},
+		"they alone speak of nothing":  {BrakeInput{Active: 10, Overdue: 5, MissingBefore: 90, ClockSkew: disagree}, BrakeReleased, true, 0, false},
 		"few reservations: under min":  {BrakeInput{Active: 5, Missing: 5}, BrakeReleased, true, 5, false},
 		"few reservations: over min":   {BrakeInput{Active: 6, Missing: 6}, BrakeMissing, true, 0, true},
 		"only deadlines":               {BrakeInput{Active: 10, Overdue: 10}, BrakeReleased, true, 0, true},
@@ -50,7 +53,10 @@ func TestBrakeSaysWhatItHoldsBack(t *testing.T) {
 	in := BrakeInput{Active: 40, Overdue: 3, Dead: 1, Missing: 30, Percent: 20, Min: 5, ClockSkew: 90*time.Second + time.Millisecond}
 	require.Equal(t, "would end 34 of 40 active reservations at once (3 by deadline, 1 dead, 30 missing), more than 20% and more than 5, "+
 		"and the database clock differs from this machine's by 1m30s: nothing ends by deadline or for a missing pod", Brake(in).Reason)
-	in.ClockSkew = 0
+	in.ClockSkew, in.MissingBefore = 0, 2
+	require.Equal(t, "would end 36 of 42 active reservations at once (3 by deadline, 1 dead, 30 missing and 2 ended so in the last hour), "+
+		"more than 20% and more than 5: nothing ends for a missing pod", Brake(in).Reason)
+	in.MissingBefore = 0
 	require.Equal(t, "would end 34 of 40 active reservations at once (3 by deadline, 1 dead, 30 missing), more than 20% and more than 5: "+
 		"nothing ends for a missing pod", Brake(in).Reason)
 }
@@ -72,10 +78,12 @@ func TestBrakeIsMonotone(t *testing.T) {
 			Overdue: rapid.IntRange(0, 100).Draw(t, "overdue"),
 			Dead:    rapid.IntRange(0, 100).Draw(t, "dead"),
 			Missing: rapid.IntRange(0, 100).Draw(t, "missing"),
+
+			MissingBefore: rapid.IntRange(0, 100).Draw(t, "missing before"),
 		}
 		in.ClockSkew = time.Duration(rapid.IntRange(-180, 180).Draw(t, "skew")) * time.Second
 		worse := in
-		switch rapid.IntRange(0, 4).Draw(t, "what gets worse") {
+		switch rapid.IntRange(0, 5).Draw(t, "what gets worse") {
 		case 0:
 			worse.Overdue++
 		case 1:
@@ -86,6 +94,8 @@ func TestBrakeIsMonotone(t *testing.T) {
 			worse.Active = max(0, in.Active-1)
 		case 4:
 			worse.ClockSkew *= 2
+		case 5:
+			worse.MissingBefore++
 		}
 		was, is := Brake(in), Brake(worse)
 		if rank[is.State] < rank[was.State] {

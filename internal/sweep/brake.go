@@ -14,8 +14,9 @@ type Brake struct {
 	Active           int                    `json:"active"` // before anything ended
 	Overdue          int                    `json:"overdue"`
 	Dead             int                    `json:"dead"`
-	Missing          int                    `json:"missing"`
-	ClockSkewSeconds float64                `json:"clockSkewSeconds"` // the database's clock minus this machine's
+	Missing          int                    `json:"missing"`                 // confirmed or not
+	MissingBefore    int                    `json:"missingBefore,omitempty"` // expired so in the last hour
+	ClockSkewSeconds float64                `json:"clockSkewSeconds"`        // the database's clock minus this machine's
 }
 
 // Engaged reports whether something was held back.
@@ -36,12 +37,12 @@ func (b *brake) deadlines(overdue int) bool {
 	return b.ask().DeadlinesAllowed
 }
 
-// pods tells how many reservations would end because their pods are dead or, confirmed, missing. It returns how many
-// of the missing ones may end; of the dead ones all may.
-func (b *brake) pods(dead, missing int) (missingAllowed int) {
+// pods tells how many reservations have a dead pod, how many none, confirmed or not, and how many have ended for having
+// none of late. It returns how many of the missing ones may end; of the dead ones all may.
+func (b *brake) pods(dead, missing, before int) (missingAllowed int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.input.Dead, b.input.Missing = dead, missing
+	b.input.Dead, b.input.Missing, b.input.MissingBefore = dead, missing, before
 	return b.ask().MissingAllowed
 }
 
@@ -60,6 +61,6 @@ func (b *brake) report() *Brake {
 	}
 	return &Brake{
 		State: b.said.State, Reason: b.said.Reason, Active: b.input.Active, Overdue: b.input.Overdue, Dead: b.input.Dead,
-		Missing: b.input.Missing, ClockSkewSeconds: b.input.ClockSkew.Round(time.Millisecond).Seconds(),
+		Missing: b.input.Missing, MissingBefore: b.input.MissingBefore, ClockSkewSeconds: b.input.ClockSkew.Round(time.Millisecond).Seconds(),
 	}
 }

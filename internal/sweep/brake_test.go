@@ -3,6 +3,9 @@ package sweep
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -16,7 +19,7 @@ func TestTheBrake(t *testing.T) {
 	t.Parallel()
 	missing := func(n int, allowed *int) part {
 		return part{name: "missing", new: true, plan: func(_ context.Context, p *pass) (plan, error) {
-			*allowed = p.brake.pods(0, n)
+			*allowed = p.brake.pods(0, n, 0)
 			return plan{}, nil
 		}}
 	}
@@ -60,4 +63,61 @@ func TestTheBrake(t *testing.T) {
 			}
 		})
 	}
+}
+
+// lost inserts n active reservations without a pod, each with a pod name of its own.
+func (w *world) lost(n int, prefix string) {
+	w.t.Helper()
+	w.insertMany(n, prefix, ahead(4*time.Hour))
+	w.exec("update reservations set pod_name = 'gpu-dev-' || reservation_id where reservation_id like $1 || '-%'", prefix)
+}
+
+func (w *world) ended() string {
+	w.t.Helper()
+	return w.text("select count(*)::text from reservations where status = 'expired'")
+}
+
+func asConfigured(o *Options) { o.BrakePercent, o.BrakeMin = 20, 5 }
+
+func TestTheBrakeCountsEveryAbsenceAndNotOnlyWhatOneSweepCanConfirm(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	const all = confirmationsMost * 8
+	w.lost(all, "lost")
+	for range 10 { // more than it takes to confirm them all
+		r := w.within(c, asConfigured)
+		require.Equal(t, reservation.BrakeMissing, r.Brake.State)
+		require.Equal(t, all, r.Brake.Missing)
+		require.Equal(t, "0", w.ended())
+		w.ageAbsences(5 * time.Minute)
+	}
+	require.Equal(t, strconv.Itoa(all), w.text("select count(*)::text from expiry.missing_pods"), "all were asked for")
+}
+
+func TestPodsThatVanishAFewAtATimeAreBrakedLikeAllAtOnce(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	const all, each = 200, 10
+	for range all {
+		w.active(c, nil)
+	}
+	var last Result
+	for range all / each {
+		for i, left := 0, slices.Collect(maps.Keys(c.pods)); i < each; i++ {
+			delete(c.pods, left[i])
+		}
+		last = w.within(c, asConfigured)
+		w.ageAbsences(5 * time.Minute)
+	}
+	require.True(t, last.Brake.Engaged())
+	ended, err := strconv.Atoi(w.ended())
+	require.NoError(t, err)
+	require.Positive(t, ended, "the first few look like any others")
+	require.LessOrEqual(t, ended, all/5)
+	require.Equal(t, ended, last.Brake.MissingBefore)
+	require.Contains(t, last.Brake.Reason, fmt.Sprintf("of %d active reservations", all))
+
+	w.exec("update expiry.missing_pods set ended_at = ended_at - interval '2 hours'")
+	require.Zero(t, w.within(c, asConfigured).Brake.MissingBefore)
+	require.Empty(t, w.texts("select reservation_id from expiry.missing_pods where ended_at is not null"), "forgotten after an hour")
 }

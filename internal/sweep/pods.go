@@ -20,7 +20,8 @@ type podStore interface {
 	RecordPods(ctx context.Context, lease postgres.SweepLease, pods []postgres.PodSighting) error
 	RecordOOMKills(ctx context.Context, lease postgres.SweepLease, now time.Time, seen []postgres.OOMSighting) ([]postgres.OOMSighting, error)
 	RecordMissing(ctx context.Context, lease postgres.SweepLease, now time.Time, ids, begin []string) error
-	ForgetMissing(ctx context.Context, lease postgres.SweepLease, seen []string) error
+	ForgetMissing(ctx context.Context, lease postgres.SweepLease, now time.Time, seen []string) error
+	MissingEnded(ctx context.Context, since time.Time) (int, error)
 	FailDead(ctx context.Context, lease postgres.SweepLease, now time.Time, dead []postgres.PodEnding) ([]string, error)
 	ExpireMissing(ctx context.Context, lease postgres.SweepLease, now time.Time, confirm time.Duration, missing []postgres.PodEnding) ([]string, error)
 }
@@ -89,8 +90,13 @@ func (pp pods) plan(ctx context.Context, p *pass) (plan, error) {
 			confirmed++
 		}
 	}
-	allowed := p.brake.pods(len(found.dead), confirmed)
-	pl.counts["missingHeldBack"] = confirmed - allowed
+	before, err := pp.store.MissingEnded(ctx, p.now.Add(-reservation.BrakeMemory))
+	if err != nil {
+		return plan{}, err
+	}
+	// All that are absent, and not the few that the direct GETs have confirmed so far: those come and end by and by.
+	allowed := p.brake.pods(len(found.dead), len(found.absent), before)
+	pl.counts["missingHeldBack"] = max(0, confirmed-allowed)
 	missing, gone, begin, err := pp.confirmAbsent(ctx, found.absent, allowed)
 	failures = errors.Join(failures, err)
 	for _, d := range found.dead {
@@ -109,7 +115,7 @@ func (pp pods) plan(ctx context.Context, p *pass) (plan, error) {
 				return pp.store.RecordCluster(ctx, p.lease, l.clusterUID)
 			},
 			func() error { return pp.store.RecordPods(ctx, p.lease, found.sightings) },
-			func() error { return pp.store.ForgetMissing(ctx, p.lease, found.seen) },
+			func() error { return pp.store.ForgetMissing(ctx, p.lease, p.now, found.seen) },
 			func() error { return pp.store.RecordMissing(ctx, p.lease, p.now, gone, begin) },
 			func() error {
 				kills, err := pp.store.RecordOOMKills(ctx, p.lease, p.now, found.ooms)
