@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,7 +27,8 @@ type listingStore interface {
 }
 
 const (
-	// namespacesMost bounds how many namespaces are listed: rows can name any number of them.
+	// namespacesMost bounds how many namespaces are listed: rows can name any number of them. The platform's own are
+	// never cut, then those of the most live reservations come first.
 	namespacesMost = 50
 	// endedLately is how long the namespace of an ended reservation is still looked at: as long as a cleanup is begun.
 	endedLately = 8 * 24 * time.Hour
@@ -74,14 +76,18 @@ func newListing(ctx context.Context, store listingStore, cluster Cluster, now ti
 	if err != nil {
 		return nil, err
 	}
-	namespaces := pod.Namespaces("")
+	namespaces := pod.Namespaces("") // the platform's own, whatever else the rows name
 	for _, column := range columns {
-		namespaces = append(namespaces, pod.Namespaces(column)...)
+		for _, namespace := range pod.Namespaces(column) {
+			if !slices.Contains(namespaces, namespace) {
+				namespaces = append(namespaces, namespace)
+			}
+		}
 	}
-	slices.Sort(namespaces)
-	namespaces = slices.Compact(namespaces)
-	if over := len(namespaces) - namespacesMost; over > 0 {
-		l.failures = fmt.Errorf("%d namespaces are not looked at: the rows name more than %d", over, namespacesMost)
+	if len(namespaces) > namespacesMost {
+		over := namespaces[namespacesMost:]
+		l.failures = fmt.Errorf("the rows name more than %d namespaces; of the others, with the fewest reservations, nothing is known: %s",
+			namespacesMost, strings.Join(over, ", "))
 		namespaces = namespaces[:namespacesMost]
 	}
 	for _, namespace := range namespaces {

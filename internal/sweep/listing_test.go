@@ -1,0 +1,35 @@
+package sweep
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/pod"
+)
+
+func TestHoweverManyNamespacesTheRowsNameThePlatformsOwnAndTheFullestAreLookedAt(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	for i := range namespacesMost + 5 {
+		w.insert(row{"namespace": quote(fmt.Sprintf("a%02d", i)), "launched_at": ago(time.Minute)})
+	}
+	dead := func(namespace string) string {
+		id := w.insert(row{"namespace": quote(namespace)})[0]
+		c.add(pod.Pod{Namespace: namespace, Name: "gpu-dev-" + id[:8], Phase: pod.Failed, Reason: "Evicted"})
+		return id
+	}
+	ids := []string{dead("gpu-dev"), dead("default"), dead("zoo"), dead("zoo")}
+	alone := dead("zz")
+	r := w.within(c)
+	for _, id := range ids {
+		require.Equal(t, "failed", w.status(id))
+	}
+	require.Equal(t, "active", w.status(alone))
+	require.Equal(t, Partial, r.Outcome)
+	require.Len(t, r.Failures, 1, "once, and not by every part that looks at pods")
+	require.Equal(t, "pods", r.Failures[0].Part)
+	require.Contains(t, r.Failures[0].Error, "a47, a48, a49, a50, a51, a52, a53, a54, zz", "what is not known is named")
+}
