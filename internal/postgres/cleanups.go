@@ -48,6 +48,7 @@ type CleanupRecord struct {
 	GPUType       string
 	Status        reservation.Status
 	Vanished      bool // the platform has deleted the reservation's row
+	EndedAgain    bool // it came back to life since the cleanup was asked for, which is to begin anew
 	Started       time.Time
 	Deadline      time.Time
 	Ended         time.Time // by the row, else when a cleanup was first asked for
@@ -76,12 +77,10 @@ func (c CleanupRecord) Over() bool { return c.Vanished || c.Status.Ended() }
 func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRecord, bool, error) {
 	c, found, err := first(query(ctx, db, scanCleanup, `
 		select c.reservation_id, c.reason, coalesce(c.user_id, r.user_id, ''), coalesce(r.gpu_type, ''),
-		       coalesce(r.status, ''), r.reservation_id is null, r.launched_at is not null,
+		       coalesce(r.status, ''), r.reservation_id is null, `+endedAgain+`, r.launched_at is not null,
 		       coalesce(c.pod_name, r.pod_name, ''), coalesce(r.namespace, ''),
 		       r.created_at, r.expires_at,
-		       coalesce(r.reservation_ended,
-		                case r.status when 'cancelled' then r.cancelled_at when 'failed' then r.failed_at end,
-		                least(r.updated_at, c.requested_at)),
+		       coalesce(`+endWritten+`, least(r.updated_at, c.requested_at)),
 		       coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''), coalesce(c.node_name, ''),
 		       coalesce(c.instance_id, ''), coalesce(c.claim_name, ''), coalesce(c.claim_uid, ''),
 		       coalesce(c.pv_name, ''), coalesce(c.pv_uid, ''),
@@ -104,7 +103,7 @@ func scanCleanup(row pgx.CollectableRow) (CleanupRecord, error) {
 	var podGone, detach, forced, writerGone, released, settled *time.Time
 	err := row.Scan(
 		&c.ReservationID, &c.Reason, &c.UserID, &c.GPUType,
-		&c.Status, &c.Vanished, &c.Launched,
+		&c.Status, &c.Vanished, &c.EndedAgain, &c.Launched,
 		&c.NamedPod, &c.RowNamespace,
 		&started, &deadline, &ended,
 		&c.Namespace, &c.PodName, &c.PodUID, &c.NodeName,
@@ -135,7 +134,7 @@ func orZero(t *time.Time) time.Time {
 }
 
 // EnsureCleanup asks for the cleanup of a reservation that has ended, whoever ended it, and reports whether one is
-// under way now. It is false for a live or unknown reservation and where the cleanup has settled.
+// under way now. It is false for a live or unknown reservation and where the cleanup has settled since the end.
 func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, error) {
 	var open bool
 	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
@@ -143,7 +142,8 @@ func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, er
 			return err
 		}
 		err := tx.QueryRow(ctx, `
-			select exists (select from expiry.cleanups where reservation_id = $1 and settled_at is null)`, reservationID).Scan(&open)
+			select exists (select from expiry.cleanups c left join reservations r using (reservation_id)
+			               where c.reservation_id = $1 and (c.settled_at is null or `+endedAgain+`))`, reservationID).Scan(&open)
 		if err != nil {
 			return fmt.Errorf("look for the cleanup of %s: %w", reservationID, err)
 		}
@@ -154,6 +154,21 @@ func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, er
 		return ensureRequested(ctx, tx, reservationID, string(Cleanup), string(SnapshotSync))
 	})
 	return open && err == nil, err
+}
+
+// BeginCleanupAnew forgets the cleanup of a reservation that has come back to life and ended again since it was asked
+// for, settled or not, and makes a new one. It is for whoever has leased the cleanup's follow-up: nobody else is at work
+// on it then. A snapshot under way is counted when it ends, and proves nothing to the new cleanup.
+func (db *DB) BeginCleanupAnew(ctx context.Context, reservationID string) error {
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `
+			delete from expiry.cleanups c using reservations r
+			where c.reservation_id = $1 and r.reservation_id = c.reservation_id and `+endedAgain, reservationID)
+		if err != nil {
+			return fmt.Errorf("forget the former cleanup of %s: %w", reservationID, err)
+		}
+		return createCleanup(ctx, tx, reservationID)
+	})
 }
 
 // createCleanup makes the row of a reservation's cleanup if the reservation has ended. It is idempotent. Why it ended

@@ -25,7 +25,7 @@ const (
 	DiskReleased   DiskVerdict = "released"   // the cleanup has released it before
 	DiskSuperseded DiskVerdict = "superseded" // it is in other hands; the disk's part of the cleanup is settled so
 	DiskSettled    DiskVerdict = "settled"    // the disk's part had ended before
-	DiskRevived    DiskVerdict = "revived"    // the reservation is live again
+	DiskRevived    DiskVerdict = "revived"    // the reservation is live again, or was since the cleanup was asked for
 	DiskBusy       DiskVerdict = "busy"       // not yet: a snapshot is unsettled, or somebody uses the disk
 )
 
@@ -100,7 +100,7 @@ type lockedDisk struct {
 	holder string // the reservation that the row names, whether it is in use or not
 
 	settled, released bool
-	live, vanished    bool   // the reservation
+	live, vanished    bool   // the reservation; live also where it was, since the cleanup was asked for
 	otherCleanup      bool   // a further one of the same disk is under way
 	namedBy           string // a live reservation on the same volume, or that has its server on the same disk
 	otherDisk         string // a further row of disks with the same volume
@@ -147,7 +147,9 @@ func scanLocked(ctx context.Context, tx pgx.Tx, reservationID string) (lockedDis
 	}
 	err = tx.QueryRow(ctx, `
 		select exists (select from reservations own where own.reservation_id = $1
-		                 and coalesce(own.status, '') not in ('expired', 'cancelled', 'failed')),
+		                 and coalesce(own.status, '') not in ('expired', 'cancelled', 'failed'))
+		           or exists (select from reservations r join expiry.cleanups c using (reservation_id)
+		                      where r.reservation_id = $1 and `+endedAgain+`),
 		       not exists (select from reservations own where own.reservation_id = $1),
 		       exists (select from expiry.cleanups o
 		               where o.reservation_id <> $1 and o.settled_at is null and o.user_id = $2 and o.disk_name = $3),
@@ -171,7 +173,7 @@ func (d lockedDisk) verdict() (DiskVerdict, string) {
 	case d.settled:
 		return DiskSettled, "the disk's part of the cleanup is over"
 	case d.live:
-		return DiskRevived, "the reservation is live"
+		return DiskRevived, "the reservation is live, or was since"
 	case d.released:
 		return DiskReleased, "the disk is released"
 	case d.namedBy != "":

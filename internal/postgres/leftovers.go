@@ -19,25 +19,35 @@ const (
 )
 
 // endedAt is when an ended reservation r ended, as far as its row tells.
-const endedAt = `coalesce(r.reservation_ended,
-		case r.status when 'failed' then r.failed_at when 'cancelled' then r.cancelled_at end, r.updated_at)`
+const endedAt = "coalesce(" + endWritten + ", r.updated_at)"
 
-// asked holds where a cleanup's work is due already, under the given expression for the reservation's id. `in`, not
-// `exists`: PostgreSQL hashes the list once, where without fresh statistics it would search it for every row.
+// endWritten is the latest end that was written for an ended reservation r: of an earlier one the date may still stand.
+const endWritten = `greatest(r.reservation_ended, case r.status when 'failed' then r.failed_at when 'cancelled' then r.cancelled_at end)`
+
+// endedAgain holds where reservation r came back to life and ended after its cleanup c was asked for, which thus knows
+// nothing of the pod and the volume that r had last. Who writes the end may write it a moment after the status.
+const endedAgain = `coalesce(r.status in ('expired', 'cancelled', 'failed')
+		and ` + endWritten + ` between c.requested_at + interval '10 seconds' and clock_timestamp(), false)`
+
+// asked holds where a cleanup's work is due already, under the given expression for the reservation's id. What is days
+// away waits for a volume set aside, not for the cleanup. `in`, not `exists`: PostgreSQL hashes the list once, where
+// without fresh statistics it would search it for every row.
 func asked(id string) string {
 	return id + ` in (select f.reservation_id from expiry.follow_ups f
-		             where f.state = 'due' and f.kind in ('cleanup', 'snapshot.sync') and f.reservation_id is not null)`
+		             where f.state = 'due' and f.kind in ('cleanup', 'snapshot.sync') and f.reservation_id is not null
+		               and f.due_at < clock_timestamp() + interval '1 day')`
 }
 
-// leftovers selects ended reservations whose cleanup is not done and that nobody is asked to do: never begun within
-// the window or while they hold a disk, or begun and not settled.
+// leftovers selects ended reservations whose cleanup is not done and that nobody is asked to do: never begun since they
+// ended, within the window or while they hold a disk, or begun and not settled.
 var leftovers = `
 	select r.reservation_id, r.status, false as begun
 	from reservations r
 	where r.status in ('expired', 'cancelled', 'failed')
 	  and (` + endedAt + ` > @now::timestamptz - case r.status when 'failed' then @failed_window::interval else @ended_window::interval end
 	       or exists (select from disks d where d.reservation_id = r.reservation_id and d.in_use))
-	  and not exists (select from expiry.cleanups c where c.reservation_id = r.reservation_id)
+	  and not exists (select from expiry.cleanups c where c.reservation_id = r.reservation_id
+	                  and (c.settled_at is null or not ` + endedAgain + `))
 	  and not ` + asked("r.reservation_id") + `
 	union all
 	select c.reservation_id, coalesce(r.status, ''), true

@@ -24,9 +24,10 @@ type IdleLock struct {
 	Reason                   string
 }
 
-// idleLocks selects disks d whose lock is idle: the holder's cleanup has settled, the holder's row has vanished with no
-// cleanup unsettled, or there is no holder and the row has been left alone for a while. A disk that a live reservation
-// names, by its own name or by its volume, or of which a snapshot is unsettled, is never among them.
+// idleLocks selects disks d whose lock is idle: the holder's cleanup has settled since it ended, the holder's row has
+// vanished, or there is no holder and the row has been left alone for a while. A disk that a live reservation or an
+// unsettled cleanup names, by its own name or by its volume, or of which a snapshot is unsettled, is never among them:
+// the platform may delete a reservation while its cleanup is under way, and with that the lock names nobody.
 var idleLocks = `
 	select d.disk_id::text, d.user_id, d.disk_name, coalesce(d.reservation_id, ''),
 	       case when d.reservation_id is null then 'no reservation holds it'
@@ -37,8 +38,12 @@ var idleLocks = `
 	left join expiry.cleanups c on c.reservation_id = d.reservation_id
 	where d.in_use
 	  and case when d.reservation_id is null then greatest(d.last_updated, d.last_used, d.created_at) < @now::timestamptz - @orphan_age::interval
-	           when r.reservation_id is null then c.reservation_id is null or c.settled_at is not null
-	           else r.status in ('expired', 'cancelled', 'failed') and c.settled_at is not null end
+	           when r.reservation_id is null then true
+	           else r.status in ('expired', 'cancelled', 'failed') and c.settled_at is not null and not ` + endedAgain + ` end
+	  and not exists (select from expiry.cleanups o
+	                  where o.settled_at is null
+	                    and (o.reservation_id = d.reservation_id or o.user_id = d.user_id and o.disk_name = d.disk_name
+	                         or o.volume_id = ` + volumeIn("d.ebs_volume_id") + `))
 	  and not exists (select from reservations l
 	                  where l.status in ('pending', 'queued', 'preparing', 'active')
 	                    and (l.user_id = d.user_id and l.disk_name = d.disk_name

@@ -148,6 +148,73 @@ func TestASettledCleanupIsReopenedForAPodThatIsBack(t *testing.T) {
 	require.Equal(t, "true", w.text("select (settled_at is null)::text from expiry.cleanups"))
 }
 
+func TestAPodThatIsBackDoesNotWaitForAVolumeSetAside(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	id := w.insert(row{"status": "'expired'", "reservation_ended": ago(time.Hour)})[0]
+	w.exec("insert into expiry.cleanups (reservation_id, reason, settled_at, outcome) values ($1, 'expired', now(), 'released')", id)
+	w.exec("insert into expiry.follow_ups (kind, key, reservation_id, subject, due_at) values ('snapshot.sync', 'intent', $1, 'snap', now() + interval '6 days')", id)
+	c.add(pod.Pod{Name: "gpu-dev-" + id[:8]})
+	w.within(c)
+	require.Contains(t, w.followUps(), "cleanup "+id+" due")
+}
+
+func TestAReservationThatEndedAgainSinceItsCleanupGetsANewOne(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		columns row
+		want    bool
+	}{
+		"cancelled again":               {row{"status": "'cancelled'", "cancelled_at": ago(time.Minute), "reservation_ended": ago(6 * time.Hour)}, true},
+		"failed again":                  {row{"status": "'failed'", "failed_at": ago(time.Minute)}, true},
+		"expired again":                 {row{"status": "'expired'", "reservation_ended": ago(time.Minute)}, true},
+		"ended once, before":            {row{"status": "'cancelled'", "cancelled_at": ago(6 * time.Hour), "reservation_ended": ago(6 * time.Hour)}, false},
+		"nobody wrote when":             {row{"status": "'expired'"}, false},
+		"ended at an absurd time ahead": {row{"status": "'expired'", "reservation_ended": "'infinity'"}, false},
+		"its end written a little late": {row{"status": "'cancelled'", "cancelled_at": ago(5*time.Hour - 3*time.Second)}, false},
+		"live, an end still written":    {row{"reservation_ended": ago(time.Minute)}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			test.columns["disk_name"] = "'work'"
+			id := w.insert(test.columns)[0]
+			w.exec(`insert into expiry.cleanups (reservation_id, reason, user_id, disk_name, volume_id, requested_at, settled_at, outcome)
+				values ($1, 'expired', 'ada', 'work', 'vol-aaaaaaaaaaaaaaaaa', now() - interval '5 hours', now() - interval '4 hours', 'released')`, id)
+			w.exec("insert into disks (user_id, disk_name, in_use, reservation_id, ebs_volume_id) values ('ada', 'work', true, $1, 'vol-0123456789abcdef0')", id)
+			w.sweep()
+			if !test.want {
+				require.Empty(t, w.followUps())
+				return
+			}
+			require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
+			require.Equal(t, "true", w.text("select in_use::text from disks"), "its new volume is not captured yet")
+			require.Zero(t, w.sweep().Counts["cleanupsRequested"], "it is asked for once")
+		})
+	}
+}
+
+func TestALockWhoseReservationIsDeletedInMidCleanupStays(t *testing.T) {
+	t.Parallel()
+	for name, cleanup := range map[string]string{
+		"of the same disk":   "user_id, disk_name) values ('gone', 'expired', 'ada', 'work')",
+		"of the same volume": "volume_id) values ('gone', 'expired', 'vol-0123456789abcdef0')",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.exec(`insert into disks (user_id, disk_name, in_use, ebs_volume_id, last_updated, created_at)
+				values ('ada', 'work', true, 'aws://us-east-1a/vol-0123456789abcdef0', now() - interval '8 hours', now() - interval '20 days')`)
+			w.exec("insert into expiry.cleanups (reservation_id, reason, " + cleanup)
+			w.sweep()
+			require.Equal(t, "true", w.text("select in_use::text from disks"))
+			w.exec("update expiry.cleanups set settled_at = now(), outcome = 'released'")
+			w.sweep()
+			require.Equal(t, "false", w.text("select in_use::text from disks"))
+		})
+	}
+}
+
 func TestPodsOfNoReservationAreCountedAndLeftAlone(t *testing.T) {
 	t.Parallel()
 	w, c := newWorld(t), newCluster()
