@@ -61,7 +61,8 @@ func resumeCommand(sh shell) *cobra.Command {
 		Use:   "resume",
 		Short: "Have ticks decide again",
 		Long: `Have ticks decide again, and say how many reservations the next one will end by
-what the database says. To look before, run status.
+what the database says: pods found missing before count as missing still, and
+the cluster is not asked. To look before, run status.
 
 Needs only the POSTGRES_ variables.`,
 		Args: arguments(cobra.NoArgs),

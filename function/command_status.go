@@ -23,8 +23,9 @@ pending, what is stuck and why, and what waits in the outbox and among the dead
 letters.
 
 Needs only the POSTGRES_ variables, but judges by GRACE_PERIOD_SECONDS,
-BRAKE_PERCENT and BRAKE_MIN where they are set. What the next tick will end is
-by what the database says: pods are not looked at.`,
+BRAKE_PERCENT, BRAKE_MIN and MISSING_CONFIRM where they are set. What the next
+tick will end is by what the database says: pods found missing before count as
+missing still, and the cluster is not asked.`,
 		Example: `  reservation-expiry status
   reservation-expiry status -o json | jq .cleanups`,
 		Args: arguments(cobra.NoArgs),

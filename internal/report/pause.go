@@ -37,7 +37,7 @@ func Until(p postgres.Pause) string {
 	return until + ": " + clean(p.Why)
 }
 
-// Ahead says how many reservations a tick will end, by what the database says.
+// Ahead says how many reservations a tick will end, by what the database says of deadlines and of missing pods.
 func Ahead(f sweep.Forecast) string {
 	n := f.Ending()
 	if n == 0 {

@@ -177,15 +177,19 @@ func (pp pods) look(l *listing, active []postgres.ActiveReservation, now time.Ti
 				found.dead = append(found.dead, postgres.PodEnding{ActiveReservation: r, Reason: "failed: its server is dead: " + why})
 			}
 		case whole && reservation.MissingEligible(r.Reservation, now):
-			first, last := r.MissingFirst, r.MissingLast
-			if launched, ok := r.LaunchedAt.Time(); ok && launched.After(first) {
-				first, last = time.Time{}, time.Time{} // a series of before this launch
-			}
-			found.absent = append(found.absent, absence{r, name, namespaces,
-				reservation.MissingVerdict(first, last, now, pp.confirm, true)})
+			found.absent = append(found.absent, absence{r, name, namespaces, missingVerdict(r, now, pp.confirm)})
 		}
 	}
 	return found
+}
+
+// missingVerdict decides about a reservation whose pod is absent once more.
+func missingVerdict(r postgres.ActiveReservation, now time.Time, confirm time.Duration) reservation.MissingDecision {
+	first, last := r.MissingFirst, r.MissingLast
+	if launched, ok := r.LaunchedAt.Time(); ok && launched.After(first) {
+		first, last = time.Time{}, time.Time{} // a series of before this launch
+	}
+	return reservation.MissingVerdict(first, last, now, confirm, true)
 }
 
 // serves reports whether a pod can be taken for that of an active reservation which has its name. Where two live ones

@@ -1,0 +1,52 @@
+package sweep
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/reservation"
+)
+
+func TestTheForecastCountsWhatIsMissingAndWillBeConfirmed(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	confirm := func(o *Options) { asConfigured(o); o.MissingConfirm = 4 * time.Minute }
+	ahead := func() Forecast {
+		t.Helper()
+		f, err := w.sweeper(confirm).Forecast(t.Context())
+		require.NoError(t, err)
+		return f
+	}
+	for range 40 {
+		w.active(c, nil)
+	}
+	w.lost(4, "lost")
+	both := w.insert(nil)[0]
+	w.within(c, confirm)
+	require.Zero(t, ahead().Ending(), "too short a time")
+	require.Equal(t, 5, ahead().Brake.Missing)
+
+	w.ageAbsences(5 * time.Minute)
+	w.lost(1, "new")
+	w.exec("update reservations set expires_at = clock_timestamp() - interval '1 hour' where reservation_id = $1", both)
+	f := ahead()
+	require.Equal(t, Forecast{Expire: 5, Brake: f.Brake}, f, "what ends for two reasons ends once")
+
+	w.lost(10, "more")
+	w.within(c, func(o *Options) { confirm(o); o.BrakePercent = 0; o.BrakeMin = 0 })
+	f = ahead()
+	require.Equal(t, reservation.BrakeMissing, f.Brake.State)
+	require.Zero(t, f.Expire, "the brake will hold them")
+
+	_, err := w.db.Pause(t.Context(), "to look", 0)
+	require.NoError(t, err)
+	require.Equal(t, 15, ahead().Brake.Missing)
+	_, err = w.db.Resume(t.Context())
+	require.NoError(t, err)
+	r, err := New(w.db, Outside{Cluster: c}, testOptions()).Sweep(t.Context(), event.Ping, event.SweepRequest{DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, f.Brake.Missing, r.Brake.Missing, "as the sweep itself will find them")
+}
