@@ -35,7 +35,7 @@ type Viewer interface {
 
 // Options tune a Writer. The zero value is right for production.
 type Options struct {
-	Viewer Viewer           // nil: what may have arrived counts as arrived
+	Viewer Viewer           // nil: what may have arrived is sent again
 	Lease  time.Duration    // 0: 1 minute. Longer than an export and two statements
 	Batch  int              // traces in one export; 0: 100
 	Within time.Duration    // how long a claim or a look may take; 0: 0.3 s
@@ -81,9 +81,9 @@ const (
 // collector has acknowledged. also are reservations whose cleanup may have finished a step. What does not fit is left
 // to the next call. Without a collector nothing is claimed.
 //
-// A process that is killed between acknowledgement and mark leaves a lease that lapses; then the Viewer says what has
-// arrived, and without one the spans are sent again. Where no answer came, without a Viewer, they are not: a trace
-// viewer shows what was sent twice twice. It returns how many spans were written.
+// A process that is killed between acknowledgement and mark leaves a lease that lapses, and an export without an answer
+// a doubt. After a pause the Viewer says what has arrived; without one the spans are sent again, since a life that is
+// shown twice is better than one that is lost. It returns how many spans were written.
 func (w *Writer) Write(ctx context.Context, also ...string) (written int, err error) {
 	if !w.exporter.Exporting() {
 		return 0, nil
@@ -126,7 +126,7 @@ func (w *Writer) batch(ctx context.Context, also []string) (written int, more bo
 	failure := w.exporter.Export(ctx, records...)
 	marks := make([]postgres.TraceMark, len(drafts))
 	for i := range drafts {
-		marks[i] = w.conclude(&drafts[i], failure)
+		marks[i] = conclude(&drafts[i], failure)
 	}
 	if err := w.settle(ctx, token, marks); err != nil {
 		return 0, false, errors.Join(failure, err)
@@ -184,15 +184,14 @@ func (w *Writer) lookUp(ctx context.Context, drafts []draft) {
 }
 
 // conclude says what the export has made of a draft.
-func (w *Writer) conclude(d *draft, failure error) postgres.TraceMark {
-	unconfirmed := errors.Is(failure, telemetry.ErrUnconfirmed)
+func conclude(d *draft, failure error) postgres.TraceMark {
 	switch {
 	case d.mark.Doubtful || len(d.records) == 0: // it was not exported
 		return d.mark
-	case failure != nil && !unconfirmed:
-		return postgres.TraceMark{ReservationID: d.life.ID, Written: d.mark.Written}
-	case unconfirmed && w.opts.Viewer != nil:
+	case errors.Is(failure, telemetry.ErrUnconfirmed):
 		return postgres.TraceMark{ReservationID: d.life.ID, Written: d.mark.Written, Doubtful: true, Pause: hold}
+	case failure != nil:
+		return postgres.TraceMark{ReservationID: d.life.ID, Written: d.mark.Written}
 	}
 	for _, r := range d.records {
 		d.mark.Written = append(slices.Clip(d.mark.Written), Name(r))
