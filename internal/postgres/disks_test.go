@@ -94,7 +94,7 @@ func snapshotOf(t *testing.T, db *postgres.DB, id string) (postgres.SnapshotReco
 	if !made {
 		return s, false
 	}
-	_, _, err = db.MakeSnapshot(t.Context(), s, 0, func(context.Context) (disk.Snapshot, error) {
+	_, _, err = db.MakeSnapshot(t.Context(), s, func(context.Context) (disk.Snapshot, error) {
 		return disk.Snapshot{ID: "snap-" + s.IntentID.String()[:8], StartedAt: time.Now()}, nil
 	})
 	require.NoError(t, err)
@@ -258,7 +258,7 @@ func TestOneAttemptStandsAtATime(t *testing.T) {
 		require.Equal(t, s.IntentID, again.IntentID)
 
 		ask := func(s postgres.SnapshotRecord) bool {
-			made, _, err := db.MakeSnapshot(t.Context(), s, 0, func(context.Context) (disk.Snapshot, error) {
+			made, _, err := db.MakeSnapshot(t.Context(), s, func(context.Context) (disk.Snapshot, error) {
 				return disk.Snapshot{ID: uuid.NewString()}, nil
 			})
 			require.NoError(t, err)

@@ -137,7 +137,7 @@ func adoptIntended(ctx context.Context, tx pgx.Tx, s disk.Snapshot) (tied, made 
 	if err != nil || !old {
 		return true, false, err
 	}
-	return true, true, recordMade(ctx, tx, intent, s, 0)
+	return true, true, recordMade(ctx, tx, intent, s)
 }
 
 func intentOf(s disk.Snapshot) (uuid.UUID, bool) {
@@ -181,7 +181,7 @@ func adoptStrangers(ctx context.Context, tx pgx.Tx, key disk.Key, strangers []di
 		if a.As != disk.SnapshotPending {
 			continue
 		}
-		if err := requestSync(ctx, tx, intent, s.ID, "", 0); err != nil {
+		if err := requestSync(ctx, tx, intent, s.ID, ""); err != nil {
 			return 0, err
 		}
 	}

@@ -187,7 +187,7 @@ const makeWithin = 30 * time.Second
 // MakeSnapshot calls create, which asks EC2 once for what was intended, under the lock of the disk, and counts the
 // snapshot as pending. It reports false where the intent is not open any more or too old: look it up. Whatever create
 // made before it, or the commit, failed is to be looked up, too.
-func (db *DB) MakeSnapshot(ctx context.Context, s SnapshotRecord, syncIn time.Duration, create func(context.Context) (disk.Snapshot, error)) (bool, DiskVerdict, error) {
+func (db *DB) MakeSnapshot(ctx context.Context, s SnapshotRecord, create func(context.Context) (disk.Snapshot, error)) (bool, DiskVerdict, error) {
 	var made bool
 	verdict, err := db.underDisk(ctx, s.ReservationID, func(ctx context.Context, tx pgx.Tx, _ lockedDisk) error {
 		var open bool
@@ -206,7 +206,7 @@ func (db *DB) MakeSnapshot(ctx context.Context, s SnapshotRecord, syncIn time.Du
 			return err
 		}
 		made = true
-		return recordMade(ctx, tx, s.IntentID, snapshot, syncIn)
+		return recordMade(ctx, tx, s.IntentID, snapshot)
 	})
 	return made && err == nil, verdict, err
 }
@@ -218,7 +218,7 @@ func (db *DB) FoundSnapshot(ctx context.Context, s SnapshotRecord, found disk.Sn
 		if _, _, err := lockDiskRow(ctx, tx, disk.Key{User: s.User, Name: s.DiskName}); err != nil {
 			return err
 		}
-		return recordMade(ctx, tx, s.IntentID, found, 0)
+		return recordMade(ctx, tx, s.IntentID, found)
 	})
 	if err != nil {
 		return fmt.Errorf("record snapshot %s of intent %s: %w", found.ID, s.IntentID, err)
@@ -227,7 +227,7 @@ func (db *DB) FoundSnapshot(ctx context.Context, s SnapshotRecord, found disk.Sn
 }
 
 // recordMade ties a snapshot to its intent, once, counts it as pending and asks for its sync.
-func recordMade(ctx context.Context, tx pgx.Tx, intent uuid.UUID, made disk.Snapshot, syncIn time.Duration) error {
+func recordMade(ctx context.Context, tx pgx.Tx, intent uuid.UUID, made disk.Snapshot) error {
 	var reservation, user, name string
 	err := tx.QueryRow(ctx, `
 		update expiry.snapshots
@@ -248,25 +248,19 @@ func recordMade(ctx context.Context, tx pgx.Tx, intent uuid.UUID, made disk.Snap
 	if err != nil {
 		return err
 	}
-	return requestSync(ctx, tx, intent, made.ID, reservation, syncIn)
+	return requestSync(ctx, tx, intent, made.ID, reservation)
 }
 
-// requestSync makes a snapshot's sync due, in a while where nobody has asked for it before.
-func requestSync(ctx context.Context, tx pgx.Tx, intent uuid.UUID, snapshotID, reservationID string, in time.Duration) error {
-	f := FollowUp{Kind: SnapshotSync, Key: intent.String(), ReservationID: reservationID, Subject: snapshotID}
-	if err := requestFollowUp(ctx, tx, f); err != nil || in == 0 {
-		return err
-	}
-	_, err := tx.Exec(ctx, `
-		update expiry.follow_ups set due_at = clock_timestamp() + $3
-		where kind = $1 and key = $2 and version = 1 and lease_token is null and dispatch = 0`, f.Kind, f.Key, in)
-	return err
+// requestSync makes a snapshot's sync due. At once: it is the sync that waits for EC2, and whoever has asked for it may
+// be the last to send anything until the next tick.
+func requestSync(ctx context.Context, tx pgx.Tx, intent uuid.UUID, snapshotID, reservationID string) error {
+	return requestFollowUp(ctx, tx, FollowUp{Kind: SnapshotSync, Key: intent.String(), ReservationID: reservationID, Subject: snapshotID})
 }
 
 // RequestSync asks for the sync of a snapshot that waits for one. Where that is due nothing changes.
 func (db *DB) RequestSync(ctx context.Context, s SnapshotRecord) error {
 	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		return requestSync(ctx, tx, s.IntentID, s.SnapshotID, s.ReservationID, 0)
+		return requestSync(ctx, tx, s.IntentID, s.SnapshotID, s.ReservationID)
 	})
 }
 

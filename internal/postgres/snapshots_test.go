@@ -135,7 +135,7 @@ func (b *books) attempt(t *rapid.T, id string, fate string) {
 		}
 		return
 	}
-	_, _, err = b.db.MakeSnapshot(ctx, s, 0, func(context.Context) (disk.Snapshot, error) {
+	_, _, err = b.db.MakeSnapshot(ctx, s, func(context.Context) (disk.Snapshot, error) {
 		if fate == "lost before" {
 			return disk.Snapshot{}, errors.New(fate)
 		}

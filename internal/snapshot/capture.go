@@ -19,8 +19,6 @@ const (
 	// adopted: it is ours, and counted like any other.
 	looksInVain  = 2
 	abandonAfter = 2 * time.Minute
-	// syncIn is how soon a snapshot that was just begun is looked at.
-	syncIn = 5 * time.Second
 )
 
 // snapshotting is the outcome of a cleanup's disk while the sync goes on with it.
@@ -37,7 +35,7 @@ func (k *Keeper) capture(ctx context.Context, c postgres.CleanupRecord) (followu
 		return followup.LookAgain(soon), nil // another delivery is at it
 	}
 	var refusal error
-	asked, verdict, err := k.Store.MakeSnapshot(ctx, s, syncIn, func(ctx context.Context) (disk.Snapshot, error) {
+	asked, verdict, err := k.Store.MakeSnapshot(ctx, s, func(ctx context.Context) (disk.Snapshot, error) {
 		snapshot, err := k.create(ctx, s)
 		if isRefusal(err) {
 			refusal = err

@@ -36,6 +36,21 @@ func TestADiskIsCapturedItsVolumeDeletedAndTheDiskReleased(t *testing.T) {
 	require.Equal(t, "s3://contents/alice/work", made[0].Tags["snapshot_content_s3"])
 }
 
+func TestTheDeliveryThatMadeASnapshotCanSendItsSync(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	report, err := w.runner.Run(t.Context(), postgres.Cleanup, w.id)
+	require.NoError(t, err)
+	require.Equal(t, "snapshotting", report.Outcome, "%+v", report)
+	due, err := w.db.DispatchDue(t.Context(), 100, time.Minute)
+	require.NoError(t, err)
+	var kinds []postgres.FollowUpKind
+	for _, f := range due {
+		kinds = append(kinds, f.Kind)
+	}
+	require.Contains(t, kinds, postgres.SnapshotSync, "where there is a sink nobody sends anything later than now")
+}
+
 func TestTheDriverIsLeftItsTimeToDetach(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

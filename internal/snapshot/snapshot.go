@@ -39,7 +39,7 @@ type Store interface {
 	SnapshotByID(ctx context.Context, snapshotID string) (postgres.SnapshotRecord, bool, error)
 	SnapshotAttempts(ctx context.Context, reservationID string) (postgres.Attempts, error)
 	IntendSnapshot(ctx context.Context, reservationID string, intent uuid.UUID) (s postgres.SnapshotRecord, made bool, verdict postgres.DiskVerdict, err error)
-	MakeSnapshot(ctx context.Context, s postgres.SnapshotRecord, syncIn time.Duration, create func(context.Context) (disk.Snapshot, error)) (bool, postgres.DiskVerdict, error)
+	MakeSnapshot(ctx context.Context, s postgres.SnapshotRecord, create func(context.Context) (disk.Snapshot, error)) (bool, postgres.DiskVerdict, error)
 	FoundSnapshot(ctx context.Context, s postgres.SnapshotRecord, found disk.Snapshot) error
 	LookedInVain(ctx context.Context, intent uuid.UUID) error
 	AbandonSnapshot(ctx context.Context, intent uuid.UUID, why string) error
