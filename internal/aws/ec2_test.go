@@ -132,6 +132,25 @@ func TestAnAnswerWithoutWhatWasAskedForIsNotGone(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestVolumesAreFoundByTheirTagsOnAllPages(t *testing.T) {
+	t.Parallel()
+	page := func(id, user, next string) answer {
+		return xmlAnswer(`<DescribeVolumesResponse><volumeSet><item><volumeId>` + id + `</volumeId><status>available</status>
+			<tagSet><item><key>gpu-dev-user</key><value>` + user + `</value></item></tagSet></item></volumeSet><nextToken>` + next + `</nextToken></DescribeVolumesResponse>`)
+	}
+	fake, cfg := newFake(t, page("vol-1", "a*", "2"), page("vol-2", "abc", "3"), page("vol-3", "a*", ""))
+	found, err := aws.NewEC2(cfg).FindVolumes(t.Context(), map[string]string{disk.TagUser: "a*"})
+	require.NoError(t, err)
+	require.Len(t, found, 2, "a wildcard in a name matches itself alone")
+	require.Equal(t, []string{"vol-1", "vol-3"}, []string{found[0].ID, found[1].ID})
+	fake.calls(t, 3)
+
+	_, cfg = newFake(t, page("vol-1", "a*", "2"), ec2Error(403, "UnauthorizedOperation"))
+	found, err = aws.NewEC2(cfg).FindVolumes(t.Context(), map[string]string{disk.TagUser: "a*"})
+	require.Equal(t, fault.Permanent, fault.KindOf(err))
+	require.Empty(t, found, "a part is not all")
+}
+
 func TestADeletedVolumeThatEC2StillNamesIsGone(t *testing.T) {
 	t.Parallel()
 	_, cfg := newFake(t, xmlAnswer(`<DescribeVolumesResponse><volumeSet><item><volumeId>vol-1</volumeId><status>deleted</status></item></volumeSet></DescribeVolumesResponse>`))

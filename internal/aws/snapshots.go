@@ -28,22 +28,28 @@ func (e *EC2) DescribeSnapshots(ctx context.Context) ([]disk.Snapshot, error) {
 // FindSnapshots returns every snapshot of this account that carries all the given tags, all of them or an error. A
 // snapshot that was made a moment ago may not be listed yet.
 func (e *EC2) FindSnapshots(ctx context.Context, tags map[string]string) ([]disk.Snapshot, error) {
-	var filters []types.Filter
-	for key, value := range tags {
-		filters = append(filters, types.Filter{Name: awssdk.String("tag:" + key), Values: []string{wildcards.Replace(value)}})
-	}
-	snapshots, err := e.listSnapshots(ctx, filters...)
+	snapshots, err := e.listSnapshots(ctx, tagFilters(tags)...)
 	if err != nil {
 		return nil, failed(err, "find snapshots by tags %v", tags)
 	}
-	return slices.DeleteFunc(snapshots, func(s disk.Snapshot) bool {
-		for key, value := range tags {
-			if s.Tags[key] != value {
-				return true
-			}
+	return slices.DeleteFunc(snapshots, func(s disk.Snapshot) bool { return !carries(s.Tags, tags) }), nil
+}
+
+// tagFilters are EC2's for what carries at least all the given tags; carries tells whether it does.
+func tagFilters(tags map[string]string) (filters []types.Filter) {
+	for key, value := range tags {
+		filters = append(filters, types.Filter{Name: awssdk.String("tag:" + key), Values: []string{wildcards.Replace(value)}})
+	}
+	return filters
+}
+
+func carries(has, tags map[string]string) bool {
+	for key, value := range tags {
+		if v, ok := has[key]; !ok || v != value {
+			return false
 		}
-		return false
-	}), nil
+	}
+	return true
 }
 
 // wildcards makes a filter's value match at least itself, whatever characters it has: EC2 takes * and ? for wildcards

@@ -38,6 +38,35 @@ func (e *EC2) DescribeVolume(ctx context.Context, id string) (disk.Volume, error
 	return v, nil
 }
 
+// volumesPerPage is within EC2's maximum.
+const volumesPerPage = 500
+
+// FindVolumes returns every volume of this account that carries all the given tags, all of them or an error. A volume
+// that is deleted may still be among them.
+func (e *EC2) FindVolumes(ctx context.Context, tags map[string]string) ([]disk.Volume, error) {
+	in := &ec2.DescribeVolumesInput{Filters: tagFilters(tags), MaxResults: awssdk.Int32(volumesPerPage)}
+	var volumes []disk.Volume
+	err := allPages(func(token string) (string, error) {
+		if token != "" {
+			in.NextToken = &token
+		}
+		out, err := e.client.DescribeVolumes(ctx, in)
+		if err != nil {
+			return "", err //nolint:wrapcheck // below, once
+		}
+		for _, one := range out.Volumes {
+			if v := volumeOf(one); carries(v.Tags, tags) {
+				volumes = append(volumes, v)
+			}
+		}
+		return awssdk.ToString(out.NextToken), nil
+	})
+	if err != nil {
+		return nil, failed(err, "find volumes by tags %v", tags)
+	}
+	return volumes, nil
+}
+
 // DetachVolume takes the volume off the very attachment that was seen, plainly or by force, and does not wait. It is
 // a conflict where the volume is not attached or already on its way, gone where this attachment is no more.
 func (e *EC2) DetachVolume(ctx context.Context, volumeID string, a disk.Attachment, force bool) error {

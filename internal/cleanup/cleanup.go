@@ -27,6 +27,7 @@ import (
 // Store remembers how far a cleanup is and knows whose things are; *postgres.DB is one.
 type Store interface {
 	EnsureCleanup(ctx context.Context, reservationID string) (bool, error)
+	BeginCleanupAnew(ctx context.Context, reservationID string) error
 	LoadCleanup(ctx context.Context, reservationID string) (postgres.CleanupRecord, bool, error)
 	VoidCleanup(ctx context.Context, f postgres.FollowUp) (bool, error)
 	SettleCleanup(ctx context.Context, f postgres.FollowUp) (outcome string, settled bool, err error)
@@ -46,6 +47,8 @@ type Store interface {
 	RecordListing(ctx context.Context, reservationID, size, url, outcome, detail string) error
 	RecordTermination(ctx context.Context, reservationID string) error
 	RecordPodGone(ctx context.Context, reservationID, outcome, detail string) error
+	VolumesSetAside(ctx context.Context, ids []string) ([]string, error)
+	WithDisk(ctx context.Context, reservationID string, act func(context.Context) error) (postgres.DiskVerdict, error)
 	FinishWithoutVolume(ctx context.Context, reservationID, detail string) error
 
 	DomainsOf(ctx context.Context, reservationID string) ([]string, error)
@@ -78,6 +81,7 @@ type Cluster interface {
 type EC2 interface {
 	DescribeInstance(ctx context.Context, id string) (disk.Instance, error)
 	DescribeVolume(ctx context.Context, id string) (disk.Volume, error)
+	FindVolumes(ctx context.Context, tags map[string]string) ([]disk.Volume, error)
 }
 
 // DNS deletes a server's records as they really are and says which; *aws.Route53 is one.
@@ -228,8 +232,15 @@ func (a *Action) Handle(ctx context.Context, f postgres.FollowUp) (result follow
 
 func (a *Action) load(ctx context.Context, reservationID string) (postgres.CleanupRecord, bool, error) {
 	c, found, err := a.Store.LoadCleanup(ctx, reservationID)
-	if err != nil || found {
+	switch {
+	case err != nil || found && !c.EndedAgain:
 		return c, found, err
+	case found:
+		a.opts.Log.InfoContext(ctx, "cleanup begins anew: the reservation has ended again")
+		if err := a.Store.BeginCleanupAnew(ctx, reservationID); err != nil {
+			return c, false, err
+		}
+		return a.Store.LoadCleanup(ctx, reservationID)
 	}
 	if ended, err := a.Store.EnsureCleanup(ctx, reservationID); err != nil || !ended {
 		return c, false, err

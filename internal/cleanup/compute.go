@@ -280,12 +280,16 @@ func (a *Action) keepDisk(ctx context.Context, d *delivery) (result, error) {
 	if err := a.reload(ctx, d); err != nil {
 		return result{}, err
 	}
-	if c := d.record; c.VolumeID == "" {
-		if c.Launched && c.DiskName != "" {
-			a.opts.Log.ErrorContext(ctx, "no volume is known of a reservation that ran with a disk", "disk", c.DiskName)
+	if d.record.VolumeID == "" {
+		none, over, err := a.seekVolume(ctx, d)
+		switch {
+		case err != nil:
+			return result{}, err
+		case over:
+			return result{recorded: true}, nil
+		case none != "":
+			return result{detail: none, recorded: true}, a.Store.FinishWithoutVolume(ctx, d.id, none)
 		}
-		const why = "no volume is known"
-		return result{detail: why, recorded: true}, a.Store.FinishWithoutVolume(ctx, d.id, why)
 	}
 	if err := a.nameDisk(ctx, d); err != nil {
 		return result{}, err

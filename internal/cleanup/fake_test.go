@@ -36,6 +36,7 @@ type outside struct {
 
 	instances map[string]disk.Instance
 	tags      map[string]string // of every volume
+	tagged    []disk.Volume     // that are found by their tags
 	files     map[string]string
 	objects   map[string]string
 	records   map[string]bool // DNS names
@@ -208,6 +209,18 @@ func (o *outside) DescribeInstance(_ context.Context, id string) (disk.Instance,
 func (o *outside) DescribeVolume(_ context.Context, id string) (v disk.Volume, err error) {
 	err = o.do("describe volume "+id, func() error { v = disk.Volume{ID: id, Tags: maps.Clone(o.tags)}; return nil })
 	return v, err
+}
+
+func (o *outside) FindVolumes(_ context.Context, tags map[string]string) (found []disk.Volume, err error) {
+	err = o.do("find volumes", func() error {
+		for _, v := range o.tagged {
+			if maps.Equal(v.Tags, tags) {
+				found = append(found, v)
+			}
+		}
+		return nil
+	})
+	return found, err
 }
 
 func (o *outside) DeleteRecords(_ context.Context, fqdn string) (deleted []string, err error) {

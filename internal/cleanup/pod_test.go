@@ -198,6 +198,58 @@ func TestAReservationThatIsLiveAgainKeepsEverything(t *testing.T) {
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
 }
 
+// revive has the platform bring the reservation back with a new pod and volume, and somebody cancel it a while later.
+func (w *world) revive(t *testing.T) {
+	t.Helper()
+	w.exec(t, "update expiry.cleanups set requested_at = requested_at - interval '1 hour'")
+	w.exec(t, "update reservations set status = 'cancelled', cancelled_at = now(), ebs_volume_id = $1", secondVolume)
+	w.exec(t, "update disks set in_use = true, reservation_id = $1, ebs_volume_id = $2", id, secondVolume)
+	p := w.pod("uid-2")
+	p.Created, p.Claims, p.VolumeIDs = w.now().Add(-10*time.Minute).UTC(), nil, []string{secondVolume}
+	w.pods[podKey] = p
+	w.exec(t, "insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ($1, $2, $3, $4, $5)", // by a sweep
+		p.UID, id, p.Namespace, p.Name, p.Created)
+}
+
+const secondVolume = "vol-0123456789abcdef1"
+
+func TestAReservationThatEndedAgainSinceItsCleanupIsCleanedUpFromTheStart(t *testing.T) {
+	t.Parallel()
+	for name, waits := range map[string]bool{"settled": false, "its disk waits for EC2": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.stand(t)
+			w.request(t)
+			var kept []string
+			finish := w.keep
+			w.keep = func(c postgres.CleanupRecord) (followup.Result, error) {
+				if waits && c.VolumeID == volume {
+					return followup.LookAgain(time.Minute), nil
+				}
+				kept = append(kept, c.VolumeID)
+				return finish(c)
+			}
+			w.deliver(t.Context(), t)
+			require.NotContains(t, keys(w.pods), podKey)
+			w.revive(t)
+
+			verdict, err := w.db.WithDisk(t.Context(), id, nil)
+			require.NoError(t, err)
+			require.NotEqual(t, postgres.DiskOurs, verdict, "what was learnt before proves nothing about its disk now")
+
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.NotContains(t, keys(w.pods), podKey)
+			require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+			require.Equal(t, secondVolume, kept[len(kept)-1])
+			asked, err := w.db.EnsureCleanup(t.Context(), id)
+			require.NoError(t, err)
+			require.False(t, asked, "once is enough")
+		})
+	}
+}
+
 func TestAReservationRevivedInMidCleanupKeepsItsPod(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

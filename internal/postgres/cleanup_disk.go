@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/fault"
 )
 
 // FinishDisk records how the disk's part of a cleanup ended, with nothing of the platform's to change, and settles the
@@ -30,13 +31,24 @@ func finishDisk(ctx context.Context, tx pgx.Tx, reservationID, outcome, detail s
 }
 
 // FinishWithoutVolume ends the disk's part of a cleanup for which no volume is known, releasing the disk if this very
-// reservation holds its lock and no live one names it.
+// reservation holds its lock and no live one names it. It is an error where the reservation has come back to life since.
 func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail string) error {
 	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		outcome := OutcomeNothingToKeep
 		held, err := disksHeldBy(ctx, tx, reservationID)
 		if err != nil {
 			return err
+		}
+		var revived bool
+		err = tx.QueryRow(ctx, `
+			select exists (select from expiry.cleanups c join reservations r using (reservation_id)
+			               where c.reservation_id = $1
+			                 and (coalesce(r.status, '') not in ('expired', 'cancelled', 'failed') or `+endedAgain+`))`, reservationID).Scan(&revived)
+		if err != nil {
+			return fmt.Errorf("look whether %s is live: %w", reservationID, err)
+		}
+		if revived {
+			return fault.Errorf(fault.Conflict, "reservation %s is live again, or was since", reservationID)
 		}
 		for _, d := range held {
 			if d.named {

@@ -190,6 +190,17 @@ func (db *DB) WithVolumeSetAside(ctx context.Context, s SnapshotRecord, act func
 	return verdict, nil
 }
 
+// VolumesSetAside returns which of these volumes were set aside once, and thus are no disk's any more.
+func (db *DB) VolumesSetAside(ctx context.Context, ids []string) ([]string, error) {
+	aside, err := query(ctx, db, pgx.RowTo[string], `
+		select distinct volume_id from expiry.snapshots
+		where volume_id = any($1::text[]) and (volume_aside_at is not null or detail like 'volume kept for good: %')`, orNone(ids))
+	if err != nil {
+		return nil, fmt.Errorf("look which of %d volumes are set aside: %w", len(ids), err)
+	}
+	return aside, nil
+}
+
 // RecordVolumeKept records that a volume set aside stays for good, and for people why.
 func (db *DB) RecordVolumeKept(ctx context.Context, intent uuid.UUID, why string) error {
 	_, err := db.exec(ctx, `

@@ -126,8 +126,14 @@ func afterTheEnd(l postgres.Life, end *End) []Next {
 		return !f.Done && (f.Kind == postgres.Cleanup || f.Kind == postgres.SnapshotSync)
 	})
 	switch {
-	case c != nil && !c.SettledAt.IsZero():
-		return []Next{{What: nothing, Why: "it is cleaned up: " + cmp.Or(outcomes[c.Outcome], words(c.Outcome))}}
+	case c != nil && c.EndedAgain && !due:
+		return []Next{{What: "cleanup", Why: "it has ended again since it was cleaned up: the next tick asks for a new one"}}
+	case c != nil && !c.SettledAt.IsZero() && !c.EndedAgain:
+		why := "it is cleaned up: " + cmp.Or(outcomes[c.Outcome], words(c.Outcome))
+		if found := l.Steps[postgres.StepDisk].Detail; c.Outcome == postgres.OutcomeNothingToKeep && found != "" {
+			why += " (" + clean(found) + ")"
+		}
+		return []Next{{What: nothing, Why: why}}
 	case due:
 		return nil
 	case c != nil:

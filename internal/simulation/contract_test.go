@@ -166,6 +166,7 @@ func replaced(name string) string {
 
 // ec2API is all that the services ask of EC2.
 type ec2API interface {
+	cleanup.EC2
 	snapshot.EC2
 	sweep.EC2
 }

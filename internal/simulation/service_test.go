@@ -69,7 +69,7 @@ func newService(w *world) *service {
 		postgres.Warning: warning.NewWarnings(s.store, kube, warning.Options{Log: log}),
 		postgres.Notice:  warning.NewNotices(s.store, kube, warning.Options{Log: log}),
 		postgres.Cleanup: cleanup.New(cleanup.World{
-			Store: s.store, Cluster: kube, EC2: ec2, Router: aws, Disk: snapshot.NewKeeper(world, disks), DNS: aws, Bucket: aws,
+			Store: s.store, Cluster: kube, EC2: ec2, Identity: aws, Router: aws, Disk: snapshot.NewKeeper(world, disks), DNS: aws, Bucket: aws,
 		}, cleanup.Options{Domain: zone, Interval: 3 * time.Second, Now: w.now, Sleep: sleep, Tracks: inTurn, Log: log}),
 		postgres.SnapshotSync:       snapshot.NewSync(world, disks),
 		postgres.SnapshotPurge:      snapshot.NewPurge(world, disks),

@@ -1,0 +1,67 @@
+package cleanup
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+)
+
+// seekVolume looks, by the platform's tags, for the volume of a reservation that ran with a disk and of whose volume
+// neither row nor pod knows. What it finds is recorded; none says, for people, that there is no volume. Where EC2 has some
+// of which it cannot be shown that one is the reservation's, that is an error and the disk stays locked, unless that is
+// in other hands: then over is true and its part is settled.
+func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over bool, err error) {
+	c := d.record
+	if !c.Launched || c.DiskName == "" || c.UserID == "" {
+		return "no volume is known", false, nil
+	}
+	found, err := a.EC2.FindVolumes(ctx, disk.Key{User: c.UserID, Name: c.DiskName}.Tags())
+	if err != nil {
+		return "", false, err
+	}
+	if _, err := a.home.Account(ctx); err != nil { // another's would have none
+		return "", false, err
+	}
+	var ids []string
+	for _, v := range found {
+		ids = append(ids, v.ID)
+	}
+	aside, err := a.Store.VolumesSetAside(ctx, ids)
+	if err != nil {
+		return "", false, err
+	}
+	found = slices.DeleteFunc(found, func(v disk.Volume) bool {
+		return v.State == disk.VolumeDeleting || v.State == disk.VolumeDeleted || slices.Contains(aside, v.ID)
+	})
+	switch {
+	case len(found) == 0:
+		return "EC2 has no volume with its tags", false, nil
+	case len(found) == 1 && hadVolume(c, found[0]):
+		a.opts.Log.WarnContext(ctx, "volume found by its tags alone", "volume", found[0].ID, "disk", c.DiskName, "user", c.UserID)
+		if err := a.Store.RecordIdentity(ctx, d.id, postgres.Identity{VolumeID: found[0].ID}, done, ""); err != nil {
+			return "", false, err
+		}
+		return "", false, a.reload(ctx, d)
+	}
+	verdict, err := a.Store.WithDisk(ctx, d.id, nil)
+	if err != nil || verdict == postgres.DiskSuperseded || verdict == postgres.DiskSettled {
+		return "", err == nil, err
+	}
+	ids = ids[:0]
+	for _, v := range found {
+		ids = append(ids, v.ID)
+	}
+	return "", false, fault.Errorf(fault.Conflict,
+		"cannot tell which volume disk %q of %s was on: EC2 has %s with its tags; the disk stays locked", c.DiskName, c.UserID, strings.Join(ids, ", "))
+}
+
+// hadVolume reports whether a volume with the tags of the reservation's disk was the reservation's: it was made for it,
+// or is attached where its pod ran.
+func hadVolume(c postgres.CleanupRecord, v disk.Volume) bool {
+	made := !c.Started.IsZero() && v.CreatedAt.After(c.Started) && v.CreatedAt.Before(c.Ended)
+	return made || c.InstanceID != "" && slices.ContainsFunc(v.Attachments, func(a disk.Attachment) bool { return a.InstanceID == c.InstanceID })
+}

@@ -1,0 +1,112 @@
+package cleanup_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+)
+
+func TestAVolumeThatNobodyNamesIsSoughtByItsTags(t *testing.T) {
+	t.Parallel()
+	hers := disk.Key{User: "alice", Name: "default"}
+	volumeOf := func(key disk.Key, id string, age time.Duration, state disk.VolumeState) func(*world) {
+		return func(w *world) {
+			w.tagged = append(w.tagged, disk.Volume{ID: id, State: state, Tags: key.Tags(), CreatedAt: w.now().Add(-age)})
+		}
+	}
+	made, older := volumeOf(hers, volume, time.Hour, disk.VolumeAvailable), volumeOf(hers, secondVolume, 48*time.Hour, disk.VolumeAvailable)
+	for name, test := range map[string]struct {
+		there      []func(*world)
+		statements []string
+		kept       string // the volume that is captured
+		outcome    string // of the cleanup; open: the disk stays locked
+		step       string
+	}{
+		"none":                       {outcome: postgres.OutcomeNothingToKeep, step: "nothing_to_keep: EC2 has no volume with its tags"},
+		"one, made in its time":      {there: []func(*world){made}, kept: volume, outcome: postgres.OutcomeReleased},
+		"one, made before":           {there: []func(*world){older}, outcome: "open", step: secondVolume},
+		"several":                    {there: []func(*world){made, older}, outcome: "open", step: volume + ", " + secondVolume},
+		"another disk's":             {there: []func(*world){volumeOf(disk.Key{User: "alice", Name: "other"}, volume, time.Hour, disk.VolumeAvailable)}, outcome: postgres.OutcomeNothingToKeep},
+		"one that is being deleted":  {there: []func(*world){volumeOf(hers, volume, time.Hour, disk.VolumeDeleting)}, outcome: postgres.OutcomeNothingToKeep},
+		"one that was set aside too": {there: []func(*world){made, older}, statements: []string{setAside}, kept: volume, outcome: postgres.OutcomeReleased},
+		"a newer reservation's": {there: []func(*world){volumeOf(hers, volume, 0, disk.VolumeInUse)},
+			statements: []string{"update disks set in_use = false, reservation_id = null"}, outcome: postgres.OutcomeSuperseded},
+		"it never ran": {there: []func(*world){made}, statements: []string{"update reservations set launched_at = null"},
+			outcome: postgres.OutcomeNothingToKeep, step: "nothing_to_keep: no volume is known"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.reserve(t, id)
+			w.exec(t, "update reservations set ebs_volume_id = null")
+			w.exec(t, "update disks set ebs_volume_id = null")
+			for _, s := range test.statements {
+				w.exec(t, s)
+			}
+			for _, put := range test.there {
+				put(w)
+			}
+			kept, finish := "", w.keep
+			w.keep = func(c postgres.CleanupRecord) (followup.Result, error) {
+				kept = c.VolumeID
+				return finish(c)
+			}
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.Equal(t, test.outcome, w.outcome(t), w.step(t, postgres.StepDisk))
+			require.Contains(t, w.step(t, postgres.StepDisk), test.step)
+			require.Equal(t, test.kept, kept)
+			if test.outcome == "open" {
+				require.Equal(t, "true", read[string](t, w, "select in_use::text from disks"))
+				require.Contains(t, read[string](t, w, "select last_error from expiry.follow_ups where kind = 'cleanup'"), "cannot tell which volume")
+			}
+		})
+	}
+}
+
+const setAside = `insert into expiry.snapshots (intent_id, user_id, disk_name, volume_id, state, volume_aside_at)
+	values (gen_random_uuid(), 'alice', 'default', '` + secondVolume + `', 'completed', now())`
+
+func TestThatEC2HasNoVolumeIsBelievedOfOurAccountAlone(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(*world){
+		"another account answers": func(w *world) { w.account = disk.Account{ID: "444455556666", Region: "us-east-1"} },
+		"EC2 does not answer":     func(w *world) { w.before = failing("find volumes") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.reserve(t, id)
+			w.exec(t, "update reservations set ebs_volume_id = null")
+			w.exec(t, "update disks set ebs_volume_id = null")
+			spoil(w)
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.Equal(t, "open", w.outcome(t))
+			require.Equal(t, "true", read[string](t, w, "select in_use::text from disks"))
+		})
+	}
+}
+
+func TestADiskWithoutAVolumeIsNotTakenFromAReservationThatIsLiveAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.reserve(t, id)
+	w.exec(t, "update reservations set ebs_volume_id = null")
+	w.exec(t, "update disks set ebs_volume_id = null")
+	w.request(t)
+	w.before = func(call string) error {
+		if call == "find volumes" {
+			w.exec(t, "update reservations set status = 'active'")
+		}
+		return nil
+	}
+	w.deliver(t.Context(), t)
+	require.Equal(t, "true", read[string](t, w, "select in_use::text from disks"), "its disk is its own again")
+	require.Equal(t, "open", w.outcome(t))
+}
