@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -20,22 +21,28 @@ import (
 // the same, so each has one. Nothing leads out of it but the sockets that are opened in it from here.
 type sandbox struct {
 	jobs chan func()
+	gone chan struct{} // closed when the test ends; somebody may still dial then
 }
 
 // newSandbox makes one; it needs root, if only over a user namespace (unshare --user --map-root-user).
 func newSandbox(t *testing.T) *sandbox {
 	t.Helper()
-	s := &sandbox{jobs: make(chan func())}
+	s := &sandbox{jobs: make(chan func()), gone: make(chan struct{})}
 	made := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, since it is of no use outside
 		made <- isolate()
-		for job := range s.jobs {
-			job()
+		for {
+			select {
+			case job := <-s.jobs:
+				job()
+			case <-s.gone:
+				return
+			}
 		}
 	}()
 	require.NoError(t, <-made, "make a network namespace: run as root, or through unshare --user --map-root-user")
-	t.Cleanup(func() { close(s.jobs) })
+	t.Cleanup(func() { close(s.gone) })
 	return s
 }
 
@@ -65,8 +72,12 @@ func isolate() error {
 // do does something inside.
 func (s *sandbox) do(job func() error) error {
 	result := make(chan error, 1)
-	s.jobs <- func() { result <- job() }
-	return <-result
+	select {
+	case s.jobs <- func() { result <- job() }:
+		return <-result
+	case <-s.gone:
+		return errors.New("the sandbox is gone")
+	}
 }
 
 // listen opens a port inside, to which this process answers.
