@@ -47,7 +47,7 @@ COST := 'TestTracingCostsASweepLittle|TestAStartFromZeroIsFast'
 .PHONY: test
 test: lint lint-tools stack-up ## Everything, on the real components, from a bare machine
 	set +e; set -a; source .stack/env; set +a; \
-	$(GO_TOOL) gotestsum --format pkgname --packages ./... -- -race -p 2 -timeout 25m -skip $(COST) \
+	$(GO_TOOL) gotestsum --format pkgname --packages ./... -- -race -timeout 25m -skip $(COST) \
 	&& go test -count=1 -run $(COST) ./function && $(MAKE) --no-print-directory test-tools; code=$$?; \
 	$(MAKE) --no-print-directory stack-down; exit $$code
 
