@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
@@ -59,9 +60,12 @@ func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over
 		"cannot tell which volume disk %q of %s was on: EC2 has %s with its tags; the disk stays locked", c.DiskName, c.UserID, strings.Join(ids, ", "))
 }
 
+// clocksApart is how far EC2's clock and that of who wrote the row may differ.
+const clocksApart = time.Minute
+
 // hadVolume reports whether a volume with the tags of the reservation's disk was the reservation's: it was made for it,
 // or is attached where its pod ran.
 func hadVolume(c postgres.CleanupRecord, v disk.Volume) bool {
-	made := !c.Started.IsZero() && v.CreatedAt.After(c.Started) && v.CreatedAt.Before(c.Ended)
+	made := !c.Started.IsZero() && v.CreatedAt.After(c.Started.Add(-clocksApart)) && v.CreatedAt.Before(c.Ended.Add(clocksApart))
 	return made || c.InstanceID != "" && slices.ContainsFunc(v.Attachments, func(a disk.Attachment) bool { return a.InstanceID == c.InstanceID })
 }
