@@ -38,7 +38,7 @@ func TestAProcessMayBeKilledAtEveryCall(t *testing.T) {
 	}
 	every, err := strconv.Atoi(os.Getenv(crashEvery))
 	if err != nil {
-		every = len(points) / 6
+		every = len(points) / 2
 	}
 	var tried, died atomic.Int32
 	t.Cleanup(func() {

@@ -61,7 +61,10 @@ func (d *desk) EnsureCleanup(_ context.Context, reservationID string) (bool, err
 }
 
 func (d *desk) StoreDeadLetter(_ context.Context, letter postgres.DeadLetter) (int64, error) {
-	return d.letter(letter)
+	d.mu.Lock()
+	take := d.letter
+	d.mu.Unlock()
+	return take(letter)
 }
 
 func (d *desk) Drain(context.Context) (int, error) {

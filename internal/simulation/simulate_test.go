@@ -23,7 +23,7 @@ var (
 )
 
 // sample is how many seeds a test run without flags takes.
-const sample = 10
+const sample = 4
 
 // TestSimulation runs seeds and finds every invariant unbroken in each of them.
 func TestSimulation(t *testing.T) {
