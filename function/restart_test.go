@@ -144,7 +144,7 @@ func (l *load) again(t *testing.T) {
 
 func TestRestarts(t *testing.T) {
 	t.Parallel()
-	restarts := 10 // a sample
+	restarts := 4 // a sample
 	if many, err := strconv.Atoi(os.Getenv(manyRestarts)); err == nil {
 		restarts = many
 	}
