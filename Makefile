@@ -40,7 +40,6 @@ demo: ## Watch reservations end, on real components (KEEP=1 leaves it running)
 demo-down: ## Stop what make demo KEEP=1 has left running
 	@bin/demo down
 
-# Tests wait for processes and servers more than they compute, so eight of a package go at a time.
 # What tracing costs and how long a start takes is measured alone and without the race detector: beside other tests it
 # would measure them.
 COST := 'TestTracingCostsASweepLittle|TestAStartFromZeroIsFast'
@@ -48,7 +47,7 @@ COST := 'TestTracingCostsASweepLittle|TestAStartFromZeroIsFast'
 .PHONY: test
 test: lint lint-tools stack-up ## Everything, on the real components, from a bare machine
 	set +e; set -a; source .stack/env; set +a; \
-	$(GO_TOOL) gotestsum --format pkgname --packages ./... -- -race -parallel 8 -timeout 25m -skip $(COST) \
+	$(GO_TOOL) gotestsum --format pkgname --packages ./... -- -race -timeout 25m -skip $(COST) \
 	&& go test -count=1 -run $(COST) ./function && $(MAKE) --no-print-directory test-tools; code=$$?; \
 	$(MAKE) --no-print-directory stack-down; exit $$code
 

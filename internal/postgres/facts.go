@@ -64,7 +64,7 @@ func recordFacts(ctx context.Context, tx pgx.Tx, facts []newFact) error {
 		)
 		insert into expiry.facts (fact_id, type, subject, sequence, data, traceparent)
 		select gen_random_uuid(), type, subject, last - of + nth, data::jsonb, nullif($4, '')
-		from given join next using (subject)`, types, subjects, data, telemetry.TraceParent(ctx))
+		from given join next using (subject) order by n`, types, subjects, data, telemetry.TraceParent(ctx))
 	if err != nil {
 		return fmt.Errorf("record %d facts, %s of %s first: %w", len(facts), facts[0].Type, facts[0].Subject, err)
 	}
@@ -87,7 +87,7 @@ func (db *DB) ClaimFacts(ctx context.Context, limit int, token uuid.UUID, lease 
 		      and not exists (
 		          select from expiry.facts earlier
 		          where earlier.subject = f.subject and earlier.sequence < f.sequence and earlier.published_at is null)
-		    order by f.occurred_at
+		    order by f.occurred_at, f.subject, f.sequence
 		    limit $1
 		    for update of f skip locked
 		)
