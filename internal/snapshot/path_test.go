@@ -354,7 +354,7 @@ func TestAVolumeAttachedAgainAfterItsSnapshotIsCapturedAnew(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.account.Set(stacktest.Settings{Snapshot: -1})
-	w.deliver(t, postgres.Cleanup)
+	require.Empty(t, w.deliver(t, postgres.Cleanup).Error)
 	w.attach(t, w.volume, w.runInstance(t))
 	w.account.Set(stacktest.Settings{})
 	report := w.deliver(t, postgres.SnapshotSync)
