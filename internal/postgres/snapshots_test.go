@@ -169,6 +169,7 @@ func TestEachCompletedSnapshotIsCountedOnceAndPendingOnesEndAtNone(t *testing.T)
 		held(t, db, id, b.user)
 		some := func() int {
 			if len(b.ec2) == 0 {
+				// The property draws another step; no test is skipped.
 				t.Skip("nothing is there yet")
 			}
 			return rapid.IntRange(0, len(b.ec2)-1).Draw(t, "which")
@@ -180,6 +181,7 @@ func TestEachCompletedSnapshotIsCountedOnceAndPendingOnesEndAtNone(t *testing.T)
 			},
 			"an earlier version counts one": func(t *rapid.T) {
 				if b.ours {
+					// The property draws another step; no test is skipped.
 					t.Skip("it has been replaced")
 				}
 				b.exec(t, "update disks set snapshot_count = snapshot_count + 1 where user_id = $1", b.user)
@@ -201,6 +203,7 @@ func TestEachCompletedSnapshotIsCountedOnceAndPendingOnesEndAtNone(t *testing.T)
 				record, known, err := db.SnapshotByID(context.Background(), b.ec2[i].ID)
 				require.NoError(t, err)
 				if !known {
+					// The property draws another step; no test is skipped.
 					t.Skip("not in the books")
 				}
 				gone, err := db.PurgeSnapshot(context.Background(), record, func(context.Context, postgres.SnapshotRecord, *disk.Row) (bool, error) { return true, nil })
