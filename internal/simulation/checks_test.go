@@ -137,12 +137,13 @@ func parseRow(text *string) *row {
 	return &r
 }
 
-// step looks at everything that was committed since the last one.
+// step looks at everything that was committed since the last one. Rows that one statement changed come by id: PostgreSQL
+// takes them in the order of whatever plan it chose.
 func (c *checks) step() {
 	changes := read[change](c.w.data, `
-		select n, at, nullif(who, ''), what, id, old_row::text, new_row::text from sim.audit where n > $1 order by n`, c.seen)
+		select n, at, nullif(who, ''), what, id, old_row::text, new_row::text from sim.audit where n > $1 order by at, what, id, n`, c.seen)
 	for _, ch := range changes {
-		c.seen = ch.N
+		c.seen = max(c.seen, ch.N)
 		before, after := parseRow(ch.OldRow), parseRow(ch.NewRow)
 		service := ch.Who == nil
 		if service {
