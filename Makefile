@@ -44,10 +44,16 @@ demo-down: ## Stop what make demo KEEP=1 has left running
 # would measure them.
 COST := 'TestTracingCostsASweepLittle|TestAStartFromZeroIsFast'
 
+# The longest first, lest they run alone at the end.
+PACKAGES := ./function ./internal/snapshot ./internal/sweep ./internal/postgres ./internal/manifests ./...
+
+# At its exit a process waits for the race detector's last reports, by default a second for each of hundreds.
+export GORACE ?= atexit_sleep_ms=50
+
 .PHONY: test
 test: lint lint-tools stack-up ## Everything, on the real components, from a bare machine
 	set +e; set -a; source .stack/env; set +a; \
-	$(GO_TOOL) gotestsum --format pkgname --packages ./... -- -race -timeout 25m -skip $(COST) \
+	$(GO_TOOL) gotestsum --format pkgname -- -race -timeout 25m -skip $(COST) $(PACKAGES) \
 	&& go test -count=1 -run $(COST) ./function && $(MAKE) --no-print-directory test-tools; code=$$?; \
 	$(MAKE) --no-print-directory stack-down; exit $$code
 

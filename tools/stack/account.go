@@ -10,6 +10,11 @@ import (
 	"syscall"
 )
 
+const (
+	sharedMemory = "/dev/shm"
+	plenty       = 6 << 30 // bytes
+)
+
 // account is whom PostgreSQL and PgBouncer run as: both refuse root.
 type account struct {
 	name       string
@@ -39,9 +44,16 @@ func unprivileged() (account, error) {
 	return account{}, errors.New("this is root, PostgreSQL refuses root, and there is neither a user postgres nor nobody")
 }
 
-// tempDir makes a directory that belongs to the account and is closed to others.
+// tempDir makes a directory that belongs to the account and is closed to others: in memory where there is plenty, since
+// a throw-away database is mostly files that are made and deleted.
 func (a account) tempDir(prefix string) (string, error) {
-	dir, err := os.MkdirTemp("", prefix)
+	parent := ""
+	var memory syscall.Statfs_t
+	//nolint:gosec // the size of a block is not negative
+	if err := syscall.Statfs(sharedMemory, &memory); err == nil && memory.Bavail*uint64(memory.Bsize) >= plenty {
+		parent = sharedMemory
+	}
+	dir, err := os.MkdirTemp(parent, prefix)
 	if err == nil && a.credential != nil {
 		err = os.Chown(dir, int(a.credential.Uid), int(a.credential.Gid))
 	}
