@@ -2,17 +2,14 @@ package main
 
 import (
 	"fmt"
-	"os"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
-)
 
-// crashEvery says which of the crash points are tried: every so-manieth. make crashtest sets 1.
-const crashEvery = "CRASH_EVERY"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
+)
 
 // TestAProcessMayBeKilledAtEveryCall lets processes sweep a world with one reservation of each kind, counts their calls to
 // PostgreSQL, Kubernetes and AWS, then kills a process (SIGKILL) before each of them, and after each that acts before its
@@ -36,16 +33,11 @@ func TestAProcessMayBeKilledAtEveryCall(t *testing.T) {
 		}
 		kinds[strings.Fields(c.name)[0]]++
 	}
-	every, err := strconv.Atoi(os.Getenv(crashEvery))
-	if err != nil {
-		every = len(points) / 2
-	}
 	var tried, died atomic.Int32
 	t.Cleanup(func() {
 		t.Logf("%d calls (%v), %d crash points, %d tried, %d processes killed", len(calls), kinds, len(points), tried.Load(), died.Load())
 	})
-	for i := every / 2; i < len(points); i += every {
-		p := points[i]
+	for _, p := range stacktest.CrashPoints(t, points, 2) {
 		when := map[bool]string{false: "before", true: "after"}[p.after]
 		t.Run(fmt.Sprintf("%s call %d %s", when, p.k, calls[p.k-1].name), func(t *testing.T) {
 			t.Parallel()

@@ -7,7 +7,7 @@ crashtest: stack-up ## Kill a real process at every call it makes, and put every
 	$(IN_STACK); CRASH_EVERY=$(or $(CRASH_EVERY),1) WIRE_FAULTS_ALL=1 go test -count=1 -v -timeout 3h -parallel 8 \
 		-run 'TestAProcessMayBeKilled|OnTheWire|TestAnAnswerLost|TestAnExecThatHangs' ./function 2>&1 \
 		| grep -vE '^=== |testdbconf|^ *--- PASS'; \
-	go test -count=1 -v -run 'MayDieAnywhere|ThatDiesAnywhere' ./internal/cleanup ./internal/snapshot ./internal/sweep 2>&1 \
+	CRASH_EVERY=$(or $(CRASH_EVERY),1) go test -count=1 -v -run 'MayDieAnywhere|ThatDiesAnywhere' ./internal/cleanup ./internal/snapshot ./internal/sweep 2>&1 \
 		| awk '/^ *--- PASS.*\// {n++} /^(ok|FAIL)/ || /^ *--- FAIL/ {print} /^FAIL/ {bad=1} END {print n " calls died at in process"; exit bad}'
 
 .PHONY: races

@@ -28,49 +28,58 @@ func TestADeliveryMayDieAnywhere(t *testing.T) {
 	whole.before = func(string) error { begun.Add(1); return nil }
 	whole.after = func(string) error { answered.Add(1); return nil }
 	whole.deliver(t.Context(), t)
-	want, points := whole.state(), map[string]int{"before": int(begun.Load()), "after": int(answered.Load())}
+	want := whole.state()
 	require.Equal(t, postgres.OutcomeReleased, whole.outcome(t))
 
-	for when, calls := range points {
-		for k := range calls {
-			t.Run(fmt.Sprintf("%s call %d", when, k+1), func(t *testing.T) {
-				t.Parallel()
-				w := newWorldIn(t, shelf)
-				w.stand(t)
-				w.request(t)
-				ctx, kill := context.WithCancel(t.Context())
-				defer kill()
-				n := 0
-				var mu sync.Mutex
-				die := func(string) error {
-					mu.Lock()
-					defer mu.Unlock()
-					if n++; n == k+1 {
-						kill()
-					}
-					return ctx.Err()
+	type point struct {
+		when string
+		k    int
+	}
+	var points []point
+	for k := range int(begun.Load()) {
+		points = append(points, point{"before", k})
+	}
+	for k := range int(answered.Load()) {
+		points = append(points, point{"after", k})
+	}
+	for _, p := range stacktest.CrashPoints(t, points, 18) {
+		t.Run(fmt.Sprintf("%s call %d", p.when, p.k+1), func(t *testing.T) {
+			t.Parallel()
+			w := newWorldIn(t, shelf)
+			w.stand(t)
+			w.request(t)
+			ctx, kill := context.WithCancel(t.Context())
+			defer kill()
+			n := 0
+			var mu sync.Mutex
+			die := func(string) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if n++; n == p.k+1 {
+					kill()
 				}
-				if when == "before" {
-					w.before = die
-				} else {
-					w.after = die
-				}
-				w.deliver(ctx, t)
-				require.NotEqual(t, postgres.OutcomeReleased, outcomeOr(t, w), "it was killed")
+				return ctx.Err()
+			}
+			if p.when == "before" {
+				w.before = die
+			} else {
+				w.after = die
+			}
+			w.deliver(ctx, t)
+			require.NotEqual(t, postgres.OutcomeReleased, outcomeOr(t, w), "it was killed")
 
-				w.before, w.after = nil, nil
-				w.deliver(t.Context(), t)
-				require.Equal(t, postgres.OutcomeReleased, w.outcome(t), "%s", w.steps(t))
-				wantState := want
-				if !strings.Contains(w.state(), id+".txt") {
-					require.Contains(t, w.step(t, postgres.StepListing), "missing", "only a listing may be missing")
-					wantState = strings.Replace(want, "alice/default/"+id+".txt", "", 1)
-				}
-				require.Equal(t, wantState, w.state())
-				require.Equal(t, 1, w.facts(t, event.ReservationCleanedUp))
-				require.Equal(t, 1, read[int](t, w, "select count(*)::int from expiry.follow_ups where kind = 'availability.update'"))
-			})
-		}
+			w.before, w.after = nil, nil
+			w.deliver(t.Context(), t)
+			require.Equal(t, postgres.OutcomeReleased, w.outcome(t), "%s", w.steps(t))
+			wantState := want
+			if !strings.Contains(w.state(), id+".txt") {
+				require.Contains(t, w.step(t, postgres.StepListing), "missing", "only a listing may be missing")
+				wantState = strings.Replace(want, "alice/default/"+id+".txt", "", 1)
+			}
+			require.Equal(t, wantState, w.state())
+			require.Equal(t, 1, w.facts(t, event.ReservationCleanedUp))
+			require.Equal(t, 1, read[int](t, w, "select count(*)::int from expiry.follow_ups where kind = 'availability.update'"))
+		})
 	}
 }
 

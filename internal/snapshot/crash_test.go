@@ -49,6 +49,10 @@ var scenarios = map[string]struct {
 // on, and compares the end with that of one that lived.
 func TestAProcessMayDieAnywhere(t *testing.T) {
 	t.Parallel()
+	type point struct {
+		k     int
+		after bool
+	}
 	shared := newGround(t)
 	for name, s := range scenarios {
 		run := func(t *testing.T, before, after func(string) error) *world {
@@ -86,43 +90,45 @@ func TestAProcessMayDieAnywhere(t *testing.T) {
 			if name != "deleted" { // until the snapshot all go the same way
 				first = slices.Index(calls, "CreateSnapshot") + 1
 			}
+			var points []point
 			for k := first; k < len(calls); k++ {
-				for when, after := range map[string]bool{"before": false, "after": true} {
-					if after && onlyLooks(calls[k]) {
-						continue // no different from before the next one
-					}
-					t.Run(fmt.Sprintf("%s %d %s", when, k+1, calls[k]), func(t *testing.T) {
-						t.Parallel()
-						ctx, kill := context.WithCancel(t.Context())
-						defer kill()
-						n := 0
-						die := func(string) error {
-							if n++; n == k+1 {
-								kill()
-							}
-							return ctx.Err()
-						}
-						var w *world
-						if after {
-							w = run(t, nil, die)
-						} else {
-							w = run(t, die, nil)
-						}
-						w.dieAt(ctx, t)
-						w.reset(nil, nil)
-						w.calls = nil
-						for range 3 { // an intent may be in doubt: it gets its time
-							w.settle(t, 2)
-							w.age(t, 3*time.Minute)
-						}
-						w.settle(t, 2)
-						made := w.made(t)
-						if s.outcome == postgres.OutcomeReleased {
-							require.Len(t, made, 1, "%s", w.snapshots(t))
-						}
-						check(t, w)
-					})
+				points = append(points, point{k, false})
+				if !onlyLooks(calls[k]) { // else it is no different from before the next one
+					points = append(points, point{k, true})
 				}
+			}
+			for _, p := range stacktest.CrashPoints(t, points, 5) {
+				t.Run(fmt.Sprintf("%s %d %s", map[bool]string{false: "before", true: "after"}[p.after], p.k+1, calls[p.k]), func(t *testing.T) {
+					t.Parallel()
+					ctx, kill := context.WithCancel(t.Context())
+					defer kill()
+					n := 0
+					die := func(string) error {
+						if n++; n == p.k+1 {
+							kill()
+						}
+						return ctx.Err()
+					}
+					var w *world
+					if p.after {
+						w = run(t, nil, die)
+					} else {
+						w = run(t, die, nil)
+					}
+					w.dieAt(ctx, t)
+					w.reset(nil, nil)
+					w.calls = nil
+					for range 3 { // an intent may be in doubt: it gets its time
+						w.settle(t, 2)
+						w.age(t, 3*time.Minute)
+					}
+					w.settle(t, 2)
+					made := w.made(t)
+					if s.outcome == postgres.OutcomeReleased {
+						require.Len(t, made, 1, "%s", w.snapshots(t))
+					}
+					check(t, w)
+				})
 			}
 		})
 	}

@@ -120,8 +120,8 @@ ebs.EBSBackend.copy_snapshot = copy_snapshot
 
 def attachment(self):
     current = self.__dict__.get("current_attachment")
-    ends = getattr(current, "detached_at", None)
-    if ends and utcnow() >= ends:
+    since = getattr(current, "detaching_since", None)
+    if since and older_than(since, settings_of(self).detach_seconds):
         current = self.__dict__["current_attachment"] = None
     return current
 
@@ -156,10 +156,9 @@ def detach_volume(self, volume_id, instance_id, device_path):
     current = volume.attachment
     if not current:
         raise Ec2Error("IncorrectState", f"Volume '{volume_id}' is in the 'available' state.")
-    seconds = settings_of(volume).detach_seconds
-    if not seconds:
+    if not settings_of(volume).detach_seconds:
         return _detach_volume(self, volume_id, instance_id or current.instance.id, device_path)
-    current.status, current.detached_at = "detaching", utcnow() + timedelta(seconds=seconds)
+    current.status, current.detaching_since = "detaching", utcnow()
     return current
 
 
@@ -167,18 +166,29 @@ def delete_volume(self, volume_id):
     volume = self.get_volume(volume_id)
     if volume.attachments:
         raise ec2_errors.VolumeInUseError(volume_id, volume.attachments[0].instance.id)
-    seconds = settings_of(volume).volume_delete_seconds
-    if not seconds:
+    if not settings_of(volume).volume_delete_seconds:
         return _delete_volume(self, volume_id)
-    volume.forced_state = "deleting"
-    timer = threading.Timer(seconds, self.volumes.pop, (volume_id, None))
-    timer.daemon = True
-    timer.start()
+    volume.forced_state, volume.deleting_since = "deleting", utcnow()
     return volume
+
+
+def without_deleted(method):
+    """Forgets the volumes whose deletion has taken its time, before anybody looks."""
+
+    def handler(self, *args, **kwargs):
+        for volume in list(self.volumes.values()):
+            since = getattr(volume, "deleting_since", None)
+            if since and older_than(since, settings_of(volume).volume_delete_seconds):
+                self.volumes.pop(volume.id, None)
+        return method(self, *args, **kwargs)
+
+    return handler
 
 
 ebs.EBSBackend.detach_volume = detach_volume
 ebs.EBSBackend.delete_volume = delete_volume
+ebs.EBSBackend.get_volume = without_deleted(ebs.EBSBackend.get_volume)
+ebs.EBSBackend.describe_volumes = without_deleted(ebs.EBSBackend.describe_volumes)
 
 # DescribeSnapshots and DescribeVolumes: pages, owners, and a 400 for a filter that does not exist.
 
