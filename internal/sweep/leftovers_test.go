@@ -225,6 +225,18 @@ func TestPodsOfNoReservationAreCountedAndLeftAlone(t *testing.T) {
 	require.Empty(t, w.followUps())
 }
 
+// Two facts of one reservation at one moment are numbered one after the other.
+func TestTwoIdleDisksOfOneReservationAreBothFreedAndAnnounced(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.insert(row{"status": "'expired'"})[0]
+	w.exec("insert into expiry.cleanups (reservation_id, reason, settled_at, outcome) values ($1, 'expired', now(), 'nothing_to_keep')", id)
+	w.exec("insert into disks (disk_name, user_id, in_use, reservation_id) values ('d', 'ada', true, $1), ('e', 'ada', true, $1)", id)
+	require.Equal(t, 2, w.sweep().Counts["locksReleased"])
+	require.Equal(t, []string{"false", "false"}, w.texts("select in_use::text from disks"))
+	require.Equal(t, []string{"1", "2"}, w.texts("select sequence::text from expiry.facts where type = $1 order by sequence", event.DiskReleased))
+}
+
 func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
