@@ -22,6 +22,8 @@ func TestKindSurvivesWrappingAndKeepsTheCause(t *testing.T) {
 	cause := errors.New("404 page")
 	err := fmt.Errorf("clean up r1: %w", fault.Errorf(fault.Gone, "get pod a/b: %w", cause))
 	require.Equal(t, fault.Gone, fault.KindOf(err))
+	require.True(t, fault.Is(err, fault.Gone))
+	require.False(t, fault.Is(err, fault.Transient))
 	require.ErrorIs(t, err, cause)
 	require.EqualError(t, err, "clean up r1: get pod a/b: 404 page")
 }

@@ -68,6 +68,7 @@ func TestDead(t *testing.T) {
 		"being deleted": {pod: pod.Pod{Phase: pod.Running, Deleting: noon, Containers: []pod.Container{mainEnded("Error", 137)}}},
 		"the user's words are made one printable line": {pod: pod.Pod{Phase: pod.Failed, Reason: "Evicted", Message: "a\x00b\n\x1b[31mred\xff " + strings.Repeat("é", 600)},
 			dead: true, reason: "Evicted: a b [31mred\uFFFD " + strings.Repeat("é", 500-len("Evicted: a b [31mredX ")-1) + "…"},
+		"the longest reason is left as it is": {pod: pod.Pod{Phase: pod.Failed, Reason: strings.Repeat("é", 500)}, dead: true, reason: strings.Repeat("é", 500)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

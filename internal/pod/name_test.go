@@ -24,6 +24,8 @@ func TestNameFor(t *testing.T) {
 		"an id in another script":  {id: "予約番号一二三四五", want: "gpu-dev-予約番号一二三四"},
 		"a name that leads astray": {id: "r", named: "../nodes/n1", want: "../nodes/n1"},
 		"a name of 3,000 letters":  {id: "r", named: strings.Repeat("a", 3000), want: strings.Repeat("a", 3000)},
+		"the longest name":         {id: "r", named: strings.Repeat("a", 253), want: strings.Repeat("a", 253), ok: true},
+		"a letter longer":          {id: "r", named: strings.Repeat("a", 254), want: strings.Repeat("a", 254)},
 		"a name that ends badly":   {id: "r", named: "gpu-dev-", want: "gpu-dev-"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -30,6 +30,8 @@ func TestBelongsTo(t *testing.T) {
 		"another UID than recorded":                  {func(o *pod.Object, r *pod.Ended) { r.UID = "u0" }, pod.NotOurs},
 		"no UID":                                     {func(o *pod.Object, r *pod.Ended) { o.UID = "" }, pod.UnknownOwner},
 		"no pod name":                                {func(o *pod.Object, r *pod.Ended) { o.PodName, r.PodName = "", "" }, pod.UnknownOwner},
+		"no pod name at it":                          {func(o *pod.Object, r *pod.Ended) { o.PodName = "" }, pod.UnknownOwner},
+		"no pod name at the reservation":             {func(o *pod.Object, r *pod.Ended) { r.PodName = "" }, pod.UnknownOwner},
 		"no creation time":                           {func(o *pod.Object, r *pod.Ended) { o.Created = time.Time{} }, pod.UnknownOwner},
 		"no start":                                   {func(o *pod.Object, r *pod.Ended) { r.Start = time.Time{} }, pod.UnknownOwner},
 		"no end":                                     {func(o *pod.Object, r *pod.Ended) { r.End = time.Time{} }, pod.UnknownOwner},

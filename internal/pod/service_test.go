@@ -41,3 +41,10 @@ func TestServicesOf(t *testing.T) {
 		})
 	}
 }
+
+func TestServicesOfFindsAllWhateverStandsBeforeThem(t *testing.T) {
+	t.Parallel()
+	mine := pod.Pod{Namespace: "gpu-dev", Name: "gpu-dev-1"}
+	elsewhere, ssh := pod.Service{Namespace: "team-a", Name: "gpu-dev-1-ssh"}, pod.Service{Namespace: "gpu-dev", Name: "gpu-dev-1-ssh"}
+	require.Equal(t, []pod.Service{ssh}, pod.ServicesOf(mine, nil, []pod.Service{elsewhere, ssh}))
+}

@@ -60,17 +60,17 @@ func historyEntries(column []byte) []historyEntry {
 	entries := make([]historyEntry, 0, len(values))
 	for _, value := range values {
 		var entry historyEntry
-		if json.Unmarshal(unquoted(value), &entry) == nil && entry != nil {
+		if json.Unmarshal(unquoted(value), &entry) == nil {
 			entries = append(entries, entry)
 		}
 	}
 	return entries
 }
 
-// unquoted returns the JSON inside a JSON string, for writers that encode twice, and anything else as it is.
+// unquoted returns the JSON inside a JSON string, for writers that encode twice, nothing for null, and anything else as it is.
 func unquoted(value []byte) []byte {
 	var inner string
-	if json.Unmarshal(value, &inner) == nil && inner != "" {
+	if json.Unmarshal(value, &inner) == nil {
 		return []byte(inner)
 	}
 	return value

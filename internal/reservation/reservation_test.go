@@ -66,6 +66,8 @@ func TestDNSNameIsAlwaysBelowTheZone(t *testing.T) {
 		"wildcard":                     {"*.dev.example.org", "", zone, ""},
 		"empty label":                  {"a..dev.example.org", "", zone, ""},
 		"label too long":               {"", strings.Repeat("a", 64), zone, ""},
+		"longest name":                 {"", strings.Repeat("a.", 118) + "a", zone, strings.Repeat("a.", 118) + "a." + zone},
+		"a letter longer":              {"", strings.Repeat("a.", 118) + "aa", zone, ""},
 		"name too long":                {"", strings.Repeat("a.", 150) + "a", zone, ""},
 		"hyphen first":                 {"", "-a", zone, ""},
 		"unicode":                      {"", "bär", zone, ""},

@@ -38,15 +38,19 @@ func TestStateEntryIsReadFromEveryPlausibleHistory(t *testing.T) {
 			{"status":"preparing","at":1772353800},{"status":"preparing","at":1772353900}]`, true},
 		"entries without status break no run": {`[{"status":"preparing","at":1772353800},
 			{"timestamp":"2026-03-01T08:40:00","message":"pulling the image"},{"status":"preparing","at":1772357000}]`, true},
-		"junk among the entries":         {`[null, 7, "x", [], {"status":3}, {"status":"preparing","at":1772353800}, {}]`, true},
+		"nor do those with a blank one":  {`[{"status":"preparing","at":1772353800},{"status":" ","at":1},{"status":"preparing","at":1772357000}]`, true},
+		"junk among the entries":         {`[null, 7, "x", "", [], {"status":3}, {"status":"preparing","at":1772353800}, {}]`, true},
 		"first time of the run unusable": {`[{"status":"preparing","at":"yesterday"},{"status":"preparing","at":1772353800}]`, true},
 		"second key has the time":        {`[{"status":"preparing","timestamp":null,"at":1772353800}]`, true},
 		"only messages":                  {`[{"timestamp":"2026-03-01T08:30:00","message":"Creating pod"}]`, false},
 		"last word is another status":    {`[{"status":"preparing","at":1772353800},{"status":"active","at":1772353900}]`, false},
+		"last word after a run of two":   {`[{"status":"preparing","at":1},{"status":"preparing","at":1772353800},{"status":"active","at":1772353900}]`, false},
 		"no time at all":                 {`[{"status":"preparing"}]`, false},
 		"not a number":                   {`[{"status":"preparing","at":"NaN"}]`, false},
 		"infinite":                       {`[{"status":"preparing","at":"Infinity"}]`, false},
+		"zero":                           {`[{"status":"preparing","at":0}]`, false},
 		"negative":                       {`[{"status":"preparing","at":-1}]`, false},
+		"too many milliseconds":          {`[{"status":"preparing","at":1e14}]`, false},
 		"beyond all time":                {`[{"status":"preparing","at":1e300}]`, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -58,6 +62,32 @@ func TestStateEntryIsReadFromEveryPlausibleHistory(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestSecondsAndMillisecondsAreToldApartByTheirSize(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]time.Time{
+		"99999999999":  time.Date(5138, 11, 16, 9, 46, 39, 0, time.UTC),
+		"100000000000": time.Date(1973, 3, 3, 9, 46, 40, 0, time.UTC),
+	} {
+		got, ok := parseHistoryTime([]byte(text))
+		require.True(t, ok)
+		require.Equal(t, want, got)
+	}
+}
+
+func TestFirstEnteredIsTheFirstSoundTimeOfThatStatus(t *testing.T) {
+	t.Parallel()
+	history := []byte(`[{"status":"queued","at":1772350000},{"status":"preparing"},{"status":"preparing","at":12},{"status":"preparing","at":1772353800},
+		{"status":"queued","at":1772353900},{"status":"preparing","at":1772354000}]`)
+	got, ok := FirstEntered(history, Preparing)
+	require.True(t, ok)
+	require.Equal(t, time.Unix(1772353800, 0).UTC(), got)
+	got, ok = FirstEntered(history, Preparing, Queued)
+	require.True(t, ok)
+	require.Equal(t, time.Unix(1772350000, 0).UTC(), got)
+	_, ok = FirstEntered(history, Active)
+	require.False(t, ok)
 }
 
 func TestStuckCountsFromTheEntryIntoTheState(t *testing.T) {
