@@ -1,23 +1,14 @@
 package aws_test
 
 import (
-	"archive/zip"
-	"bytes"
 	"io"
-	"net/http"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
-	sdkec2 "github.com/aws/aws-sdk-go-v2/service/ec2"
 	sdkeks "github.com/aws/aws-sdk-go-v2/service/eks"
 	ekstypes "github.com/aws/aws-sdk-go-v2/service/eks/types"
-	sdkelb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
-	elbtypes "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2/types"
-	sdklambda "github.com/aws/aws-sdk-go-v2/service/lambda"
-	lambdatypes "github.com/aws/aws-sdk-go-v2/service/lambda/types"
 	sdkroute53 "github.com/aws/aws-sdk-go-v2/service/route53"
 	dns "github.com/aws/aws-sdk-go-v2/service/route53/types"
 	sdks3 "github.com/aws/aws-sdk-go-v2/service/s3"
@@ -74,9 +65,7 @@ func TestContractOfRecords(t *testing.T) {
 	account := stacktest.AWS(t)
 	client := sdkroute53.NewFromConfig(account.Config)
 	domain := "z" + account.ID + ".example.com"
-	zone, err := client.CreateHostedZone(t.Context(), &sdkroute53.CreateHostedZoneInput{Name: &domain, CallerReference: &account.ID})
-	require.NoError(t, err)
-	zoneID := *zone.HostedZone.Id // with its prefix, /hostedzone/
+	zoneID := account.MakeZone(domain) // with its prefix, /hostedzone/
 	add := func(name string, kind dns.RRType, values ...string) {
 		set := &dns.ResourceRecordSet{Name: &name, Type: kind, TTL: awssdk.Int64(60)}
 		for _, v := range values {
@@ -130,33 +119,7 @@ func TestContractOfRecords(t *testing.T) {
 func TestContractOfRulesAndTargetGroups(t *testing.T) {
 	t.Parallel()
 	account := stacktest.AWS(t)
-	client, network := sdkelb.NewFromConfig(account.Config), sdkec2.NewFromConfig(account.Config)
-	subnets, err := network.DescribeSubnets(t.Context(), &sdkec2.DescribeSubnetsInput{})
-	require.NoError(t, err)
-	lb, err := client.CreateLoadBalancer(t.Context(), &sdkelb.CreateLoadBalancerInput{
-		Name: awssdk.String("lb"), Subnets: []string{*subnets.Subnets[0].SubnetId, *subnets.Subnets[1].SubnetId},
-	})
-	require.NoError(t, err)
-	group, err := client.CreateTargetGroup(t.Context(), &sdkelb.CreateTargetGroupInput{
-		Name: awssdk.String("group"), Protocol: elbtypes.ProtocolEnumHttp, Port: awssdk.Int32(80), VpcId: subnets.Subnets[0].VpcId,
-	})
-	require.NoError(t, err)
-	listener, err := client.CreateListener(t.Context(), &sdkelb.CreateListenerInput{
-		LoadBalancerArn: lb.LoadBalancers[0].LoadBalancerArn, Protocol: elbtypes.ProtocolEnumHttp, Port: awssdk.Int32(80),
-		DefaultActions: []elbtypes.Action{{Type: elbtypes.ActionTypeEnumFixedResponse, FixedResponseConfig: &elbtypes.FixedResponseActionConfig{
-			StatusCode: awssdk.String("404"),
-		}}},
-	})
-	require.NoError(t, err)
-	groupARN := *group.TargetGroups[0].TargetGroupArn
-	rule, err := client.CreateRule(t.Context(), &sdkelb.CreateRuleInput{
-		ListenerArn: listener.Listeners[0].ListenerArn, Priority: awssdk.Int32(1),
-		Conditions: []elbtypes.RuleCondition{{Field: awssdk.String("host-header"), Values: []string{"dev.example.com"}}},
-		Actions:    []elbtypes.Action{{Type: elbtypes.ActionTypeEnumForward, TargetGroupArn: &groupARN}},
-	})
-	require.NoError(t, err)
-	ruleARN := *rule.Rules[0].RuleArn
-
+	ruleARN, groupARN := account.MakeRule("dev")
 	balancer := aws.NewLoadBalancer(account.Config)
 	require.True(t, fault.Is(balancer.DeleteTargetGroup(t.Context(), groupARN), fault.Conflict), "the rule uses it")
 	require.NoError(t, balancer.DeleteRule(t.Context(), ruleARN))
@@ -170,39 +133,10 @@ func TestContractOfRulesAndTargetGroups(t *testing.T) {
 func TestContractOfInvoking(t *testing.T) {
 	t.Parallel()
 	account := stacktest.AWS(t)
-	client := sdklambda.NewFromConfig(account.Config)
-	var code bytes.Buffer
-	archive := zip.NewWriter(&code)
-	_, err := archive.Create("index.py")
-	require.NoError(t, err)
-	require.NoError(t, archive.Close())
-	_, err = client.CreateFunction(t.Context(), &sdklambda.CreateFunctionInput{
-		FunctionName: awssdk.String("availability-updater"), Runtime: lambdatypes.RuntimePython312, Handler: awssdk.String("index.handler"),
-		Role: awssdk.String(createRole(t, account)), Code: &lambdatypes.FunctionCode{ZipFile: code.Bytes()},
-	})
-	require.NoError(t, err)
+	account.MakeFunction("availability-updater")
 	require.NoError(t, aws.NewLambda(account.Config, "availability-updater").Invoke(t.Context(), []byte(`{"source":"expiry"}`)))
 	require.NoError(t, aws.NewLambda(account.Config, "availability-updater").Invoke(t.Context(), nil))
 	require.True(t, fault.Is(aws.NewLambda(account.Config, "none").Invoke(t.Context(), nil), fault.Permanent))
-}
-
-// createRole makes the role that a function needs. It is the one IAM call here, not worth IAM's SDK: the emulator wants
-// no more of a signature than whose it is.
-func createRole(t *testing.T, account *stacktest.Account) string {
-	t.Helper()
-	form := url.Values{"Action": {"CreateRole"}, "Version": {"2010-05-08"}, "RoleName": {"lambda"}, "AssumeRolePolicyDocument": {`{
-		"Version": "2012-10-17",
-		"Statement": [{"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}]
-	}`}}
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, *account.Config.BaseEndpoint, strings.NewReader(form.Encode()))
-	require.NoError(t, err)
-	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	request.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential="+account.ID+"/20260101/us-east-1/iam/aws4_request")
-	response, err := http.DefaultClient.Do(request)
-	require.NoError(t, err)
-	require.NoError(t, response.Body.Close())
-	require.Equal(t, http.StatusOK, response.StatusCode)
-	return "arn:aws:iam::" + account.ID + ":role/lambda"
 }
 
 func TestContractOfClusters(t *testing.T) {

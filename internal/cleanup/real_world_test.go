@@ -11,8 +11,6 @@ import (
 	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
-	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
-	elbtypes "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2/types"
 	"github.com/aws/aws-sdk-go-v2/service/route53"
 	dnstypes "github.com/aws/aws-sdk-go-v2/service/route53/types"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -86,9 +84,7 @@ func (r *reality) buildAWS(t *testing.T) {
 	require.NoError(t, err)
 
 	dns := route53.NewFromConfig(r.aws.Config)
-	hosted, err := dns.CreateHostedZone(ctx, &route53.CreateHostedZoneInput{Name: awssdk.String(zone), CallerReference: awssdk.String(r.id)})
-	require.NoError(t, err)
-	r.zoneID = strings.TrimPrefix(*hosted.HostedZone.Id, "/hostedzone/")
+	r.zoneID = strings.TrimPrefix(r.aws.MakeZone(zone), "/hostedzone/")
 	record := func(name string, kind dnstypes.RRType, value string) dnstypes.Change {
 		return dnstypes.Change{Action: dnstypes.ChangeActionCreate, ResourceRecordSet: &dnstypes.ResourceRecordSet{
 			Name: &name, Type: kind, TTL: awssdk.Int64(60), ResourceRecords: []dnstypes.ResourceRecord{{Value: &value}}}}
@@ -101,36 +97,7 @@ func (r *reality) buildAWS(t *testing.T) {
 		}}})
 	require.NoError(t, err)
 
-	r.buildLoadBalancer(t, compute)
-}
-
-func (r *reality) buildLoadBalancer(t *testing.T, compute *ec2.Client) {
-	t.Helper()
-	ctx := t.Context()
-	balancer := elb.NewFromConfig(r.aws.Config)
-	vpc, err := compute.CreateVpc(ctx, &ec2.CreateVpcInput{CidrBlock: awssdk.String("10.0.0.0/16")})
-	require.NoError(t, err)
-	var subnets []string
-	for zone, block := range map[string]string{"us-east-1a": "10.0.1.0/24", "us-east-1b": "10.0.2.0/24"} {
-		subnet, err := compute.CreateSubnet(ctx, &ec2.CreateSubnetInput{VpcId: vpc.Vpc.VpcId, CidrBlock: &block, AvailabilityZone: &zone})
-		require.NoError(t, err)
-		subnets = append(subnets, *subnet.Subnet.SubnetId)
-	}
-	made, err := balancer.CreateLoadBalancer(ctx, &elb.CreateLoadBalancerInput{Name: awssdk.String("jupyter"), Subnets: subnets})
-	require.NoError(t, err)
-	group, err := balancer.CreateTargetGroup(ctx, &elb.CreateTargetGroupInput{Name: awssdk.String("jupyter-" + r.id[:8]),
-		Protocol: elbtypes.ProtocolEnumHttp, Port: awssdk.Int32(8888), VpcId: vpc.Vpc.VpcId})
-	require.NoError(t, err)
-	r.group = *group.TargetGroups[0].TargetGroupArn
-	listener, err := balancer.CreateListener(ctx, &elb.CreateListenerInput{LoadBalancerArn: made.LoadBalancers[0].LoadBalancerArn,
-		Protocol: elbtypes.ProtocolEnumHttp, Port: awssdk.Int32(80), DefaultActions: []elbtypes.Action{{Type: elbtypes.ActionTypeEnumFixedResponse,
-			FixedResponseConfig: &elbtypes.FixedResponseActionConfig{StatusCode: awssdk.String("404")}}}})
-	require.NoError(t, err)
-	rule, err := balancer.CreateRule(ctx, &elb.CreateRuleInput{ListenerArn: listener.Listeners[0].ListenerArn, Priority: awssdk.Int32(1),
-		Conditions: []elbtypes.RuleCondition{{Field: awssdk.String("host-header"), Values: []string{"grumpy-bear." + zone}}},
-		Actions:    []elbtypes.Action{{Type: elbtypes.ActionTypeEnumForward, TargetGroupArn: &r.group}}})
-	require.NoError(t, err)
-	r.rule = *rule.Rules[0].RuleArn
+	r.rule, r.group = r.aws.MakeRule("grumpy-bear")
 }
 
 func (r *reality) buildKubernetes(t *testing.T) {

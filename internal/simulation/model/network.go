@@ -3,11 +3,15 @@ package model
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
 )
+
+// Zone is the domain of the world's hosted zone.
+const Zone = "dev.example.com"
 
 // Network is what leads to servers and is told of them: Route 53, a load balancer, S3, Lambda and STS.
 type Network struct {
@@ -17,6 +21,10 @@ type Network struct {
 	Groups  map[string]*TargetGroup
 	Objects map[string]string // of S3
 	Invoked int               // how often the availability function was asked to run
+	// Astray is set where the zone, the bucket and the function that the settings name are not there.
+	Astray bool
+	// Between happens between the look at records and their deletion; nil: nothing does.
+	Between func()
 }
 
 // TargetGroup is one of the load balancer's.
@@ -28,13 +36,27 @@ type TargetGroup struct {
 
 // DeleteRecords is as aws.Route53's.
 func (n *Network) DeleteRecords(_ context.Context, fqdn string) ([]string, error) {
-	owner, ok := n.Records[fqdn]
+	name := strings.TrimSuffix(strings.ToLower(fqdn), ".")
+	if host, below := strings.CutSuffix(name, "."+Zone); !below || host == "" || strings.ContainsAny(host, "* ") {
+		return nil, fault.Errorf(fault.Permanent, "delete records of %q: not a host below %q", fqdn, Zone)
+	}
+	if n.Astray {
+		return nil, fault.Errorf(fault.Permanent, "list records of %s: NoSuchHostedZone", name)
+	}
+	seen, ok := n.Records[name]
 	if !ok {
 		return nil, nil
 	}
-	n.w.watch(Effect{What: "delete records", Name: fqdn, Owner: owner})
-	delete(n.Records, fqdn)
-	return []string{"A " + fqdn, "TXT _port." + fqdn}, nil
+	if n.Between != nil {
+		n.Between()
+	}
+	owner, ok := n.Records[name]
+	if !ok || owner != seen {
+		return nil, fault.Errorf(fault.Conflict, "delete records A %s: InvalidChangeBatch", name)
+	}
+	n.w.watch(Effect{What: "delete records", Name: name, Owner: owner})
+	delete(n.Records, name)
+	return []string{"A " + name, "TXT _port." + name}, nil
 }
 
 // DeleteRule is as aws.LoadBalancer's.
@@ -69,12 +91,18 @@ func (n *Network) DeleteTargetGroup(_ context.Context, arn string) error {
 
 // PutListing is as aws.S3's.
 func (n *Network) PutListing(_ context.Context, key string, text []byte) (string, error) {
+	if n.Astray {
+		return "", fault.Errorf(fault.Permanent, "put %s: NoSuchBucket", key)
+	}
 	n.Objects[key] = string(text)
 	return fmt.Sprintf("s3://%s/%s", "listings", key), nil
 }
 
 // Invoke is as aws.Lambda's.
 func (n *Network) Invoke(context.Context, []byte) error {
+	if n.Astray {
+		return fault.Errorf(fault.Permanent, "invoke: ResourceNotFoundException")
+	}
 	n.Invoked++
 	return nil
 }
