@@ -135,6 +135,7 @@ func TestADeletedDisksSnapshotsAreTaggedUntilTheirDateAndThenGo(t *testing.T) {
 	require.Equal(t, "its disk was to go on 2026-03-14", plan.Purge[0].Reason)
 	require.Empty(t, plan.Untag)
 	require.Empty(t, plan.Kept)
+	require.Empty(t, disk.PlanRetention(snapshots[6:7], rows, nil, account, before).Tag, "what is tagged rightly is left alone")
 }
 
 func TestARestoredDisksSnapshotsLoseTheirTagsAndStay(t *testing.T) {
@@ -173,8 +174,9 @@ func TestSnapshotsWithoutADisksNameBelongToNoRow(t *testing.T) {
 	t.Parallel()
 	nameless := of("s1", 99*day)
 	delete(nameless.Tags, disk.TagDisk)
-	plan := disk.PlanRetention([]disk.Snapshot{nameless}, live(), nil, account, now)
+	plan := disk.PlanRetention([]disk.Snapshot{nameless, of("s2", 10*day), of("s3", 20*day), of("s4", 30*day), of("s5", 40*day)}, live(), nil, account, now)
 	require.Equal(t, []disk.Kept{{Disk: disk.Key{User: "ada"}, Snapshots: 1, Reason: "no row in disks"}}, plan.Kept)
+	require.Equal(t, []string{"s5"}, purged(plan), "they hold up no disk that comes after")
 }
 
 func TestAPurgeIsDecidedAgainOnWhatIsSeenThen(t *testing.T) {

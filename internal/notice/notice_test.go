@@ -74,6 +74,14 @@ func TestMinutesAreRoundedDown(t *testing.T) {
 	}
 }
 
+func TestOnlyWhatIsKnownOfAReservationIsSaid(t *testing.T) {
+	t.Parallel()
+	longest := strings.Repeat("é", 80)
+	require.Equal(t, `reservation "`+longest+`", r1, 1 x t4, node 2 of 2`,
+		what(reservation.Reservation{ID: "r1", Name: longest, GPUType: "t4", GPUCount: 1, NodeIndex: 1, TotalNodes: 2}))
+	require.Equal(t, "reservation r1", what(reservation.Reservation{ID: "r1", GPUType: "t4", TotalNodes: 1}))
+}
+
 func TestNoRowCanSpoilItsNotices(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
