@@ -15,6 +15,7 @@ func TestWhoMayPostIsSaidInFull(t *testing.T) {
 	}{
 		"nobody in particular":               {nil, ""},
 		"a secret":                           {[]string{secret}, ""},
+		"a secret with the last that prints": {[]string{secret + "~"}, ""},
 		"a secret in a file":                 {[]string{"EVENTS_BEARER_TOKEN_FILE=/secrets/token"}, ""},
 		"an issuer behind a sink":            {[]string{issuer, audience, "K_SINK=http://broker/"}, ""},
 		"an issuer where Knative runs it":    {[]string{issuer, audience, "K_SERVICE=reservation-expiry"}, ""},
@@ -31,6 +32,8 @@ func TestWhoMayPostIsSaidInFull(t *testing.T) {
 		"an issuer without TLS":              {[]string{"EVENTS_OIDC_ISSUER=http://issuer.example.org", audience, secret}, "EVENTS_OIDC_ISSUER must be an https URL (http on the loopback only) without user, password, query or fragment"},
 		"an issuer with a password":          {[]string{"EVENTS_OIDC_ISSUER=https://a:hunter2@issuer.example.org", audience, secret}, "EVENTS_OIDC_ISSUER must be an https URL (http on the loopback only) without user, password, query or fragment"},
 		"an issuer that is no URL":           {[]string{"EVENTS_OIDC_ISSUER=issuer", audience, secret}, "EVENTS_OIDC_ISSUER must be an https URL (http on the loopback only) without user, password, query or fragment"},
+		"an issuer without a host":           {[]string{"EVENTS_OIDC_ISSUER=https:///a", audience, secret}, "EVENTS_OIDC_ISSUER must be an https URL (http on the loopback only) without user, password, query or fragment"},
+		"an issuer that cannot be read":      {[]string{"EVENTS_OIDC_ISSUER=https://is suer/", audience, secret}, "EVENTS_OIDC_ISSUER must be an https URL (http on the loopback only) without user, password, query or fragment"},
 		"an issuer with more than a path":    {[]string{"EVENTS_OIDC_ISSUER=https://issuer.example.org/?a=b", audience, secret}, "EVENTS_OIDC_ISSUER must be an https URL (http on the loopback only) without user, password, query or fragment"},
 		"subjects that are none, and no use": {[]string{"EVENTS_OIDC_SUBJECTS= , "}, ""},
 	} {

@@ -1,6 +1,7 @@
 package event_test
 
 import (
+	"strings"
 	"testing"
 
 	ce "github.com/cloudevents/sdk-go/v2/event"
@@ -42,16 +43,17 @@ func TestAnyEventSurvivesStorage(t *testing.T) {
 	for name, c := range map[string]struct {
 		contentType string
 		data        []byte
+		asBase64    bool // and so not legible
 	}{
-		"JSON":                  {"application/json", []byte(`{"a":1}`)},
-		"JSON that is none":     {"application/json; charset=utf-8", []byte(`{"a":`)},
-		"JSON by suffix":        {"application/vnd.x+json", []byte(`nope`)},
-		"no content type":       {"", []byte(`nope`)},
-		"text":                  {"text/plain", []byte("ünïcode \x00")},
-		"bytes":                 {"application/octet-stream", []byte{0, 0xff, 0xfe}},
-		"nothing":               {"application/json", nil},
-		"an escape for a NUL":   {"application/json", []byte(`"\u0000"`)},
-		"text that is no UTF-8": {"text/plain", []byte("\xff")},
+		"JSON":                  {"application/json", []byte(`{"a":1}`), false},
+		"JSON that is none":     {"application/json; charset=utf-8", []byte(`{"a":`), true},
+		"JSON by suffix":        {"application/vnd.x+json", []byte(`nope`), true},
+		"no content type":       {"", []byte(`nope`), true},
+		"text":                  {"text/plain", []byte("ünïcode \x00"), false},
+		"bytes":                 {"application/octet-stream", []byte{0, 0xff, 0xfe}, true},
+		"nothing":               {"application/json", nil, false},
+		"an escape for a NUL":   {"application/json", []byte(`"\u0000"`), false},
+		"text that is no UTF-8": {"text/plain", []byte("\xff"), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -66,6 +68,7 @@ func TestAnyEventSurvivesStorage(t *testing.T) {
 			text, err := event.Encode(e)
 			require.NoError(t, err)
 			require.NotContains(t, text, "\x00")
+			require.Equal(t, c.asBase64, strings.Contains(text, `"data_base64"`))
 			back, err := event.Decode(text)
 			require.NoError(t, err)
 			require.Equal(t, string(c.data), string(back.Data()))
