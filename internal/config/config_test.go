@@ -127,6 +127,7 @@ func TestBadValuesAreRefusedByName(t *testing.T) {
 		"BRAKE_PERCENT=-1", "BRAKE_PERCENT=101", "BRAKE_PERCENT=20%", "BRAKE_MIN=-1",
 		"MISSING_CONFIRM=0s", "MISSING_CONFIRM=-4m", "MISSING_CONFIRM=13h", "DRIVER_GRACE=0s", "DRIVER_GRACE=61m", "SWEEP_TIMEOUT=0s", "SWEEP_TIMEOUT=5m1s", "SWEEP_TIMEOUT=60",
 		"KEEP_VOLUMES=yes", "LOG_FORMAT=JSON", "DISK_CONTENTS_BUCKET=s3://bucket", "DISK_CONTENTS_BUCKET=bucket/path",
+		"JAEGER_QUERY_URL=jaeger:16686", "JAEGER_QUERY_URL=http:///path", "JAEGER_QUERY_URL=ftp://host/", "JAEGER_QUERY_URL=http://ho st/",
 		"KUBECONFIG=/nowhere", "AWS_REGION=", "EKS_CLUSTER_NAME",
 	} {
 		name, _, _ := strings.Cut(bad, "=")
@@ -144,6 +145,7 @@ func TestBoundsThemselvesAreGood(t *testing.T) {
 	for _, good := range []string{
 		"POSTGRES_PORT=1", "PORT=65535", "WARNING_MINUTES=1", "WARNING_MINUTES=10080", "GRACE_PERIOD_SECONDS=86400", "BRAKE_PERCENT=0",
 		"MISSING_CONFIRM=1s", "MISSING_CONFIRM=12h", "DRIVER_GRACE=1s", "DRIVER_GRACE=1h", "SWEEP_TIMEOUT=1s", "SWEEP_TIMEOUT=5m", "K_CE_OVERRIDES={}", "K_SINK=https://[::1]:8080",
+		"JAEGER_QUERY_URL=http://jaeger-query:16686", "JAEGER_QUERY_URL=https://jaeger.example.org/",
 	} {
 		_, err := Load(enough(good), noFile)
 		require.NoError(t, err, good)
