@@ -204,12 +204,12 @@ func TestAReservationCancelledFromTheQueueFreesItsDiskAtOnce(t *testing.T) {
 	require.False(t, w.made("keep "+volume), "what it never ran with it has not written to")
 }
 
-func TestADiskThatALiveReservationNamesIsNotReleased(t *testing.T) {
+func TestADiskThatALiveReservationHasIsNotReleased(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.reserve(t, id)
 	w.exec(t, "update reservations set launched_at = null, ebs_volume_id = null")
-	w.exec(t, "insert into reservations (reservation_id, user_id, status, disk_name) values ('newer', 'alice', 'queued', 'default')")
+	w.exec(t, "insert into reservations (reservation_id, user_id, status, disk_name) values ('newer', 'alice', 'preparing', 'default')")
 	w.request(t)
 	w.deliver(t.Context(), t)
 	require.Equal(t, postgres.OutcomeSuperseded, w.outcome(t))

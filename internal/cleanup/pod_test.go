@@ -202,7 +202,7 @@ func TestAReservationThatIsLiveAgainKeepsEverything(t *testing.T) {
 func (w *world) revive(t *testing.T) {
 	t.Helper()
 	w.exec(t, "update expiry.cleanups set requested_at = requested_at - interval '1 hour'")
-	w.exec(t, "update reservations set status = 'cancelled', cancelled_at = now(), ebs_volume_id = $1", secondVolume)
+	w.exec(t, "update reservations set status = 'cancelled', launched_at = now() - interval '10 minutes', cancelled_at = now(), ebs_volume_id = $1", secondVolume)
 	w.exec(t, "update disks set in_use = true, reservation_id = $1, ebs_volume_id = $2", id, secondVolume)
 	p := w.pod("uid-2")
 	p.Created, p.Claims, p.VolumeIDs = w.now().Add(-10*time.Minute).UTC(), nil, []string{secondVolume}

@@ -31,7 +31,7 @@ func finishDisk(ctx context.Context, tx pgx.Tx, reservationID, outcome, detail s
 }
 
 // FinishWithoutVolume ends the disk's part of a cleanup for which no volume is known, releasing the disk if this very
-// reservation holds its lock and no live one names it. It is an error where the reservation has come back to life since.
+// reservation holds its lock and no live one has it. It is an error where the reservation has come back to life since.
 func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail string) error {
 	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		outcome := OutcomeNothingToKeep
@@ -51,8 +51,8 @@ func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail str
 			return fault.Errorf(fault.Conflict, "reservation %s is live again, or was since", reservationID)
 		}
 		for _, d := range held {
-			if d.named {
-				outcome, detail = OutcomeSuperseded, fmt.Sprintf("disk %s is named by a live reservation", d.name)
+			if d.taken {
+				outcome, detail = OutcomeSuperseded, fmt.Sprintf("a live reservation has disk %s", d.name)
 				continue
 			}
 			if err := releaseDisk(ctx, tx, reservationID, d); err != nil {
@@ -66,17 +66,15 @@ func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail str
 // heldDisk is a disk whose lock a reservation holds.
 type heldDisk struct {
 	id, user, name string
-	named          bool // by a live reservation
+	taken          bool // by a live reservation
 }
 
 // disksHeldBy locks and returns the disks that are in use by the reservation.
 func disksHeldBy(ctx context.Context, tx pgx.Tx, reservationID string) ([]heldDisk, error) {
 	rows, err := tx.Query(ctx, `
 		select d.disk_id::text, d.user_id, d.disk_name, exists (
-		           select from reservations r
-		           where r.reservation_id <> $1 and r.status in ('pending', 'queued', 'preparing', 'active')
-		             and (r.user_id = d.user_id and r.disk_name = d.disk_name
-		                  or `+volumeIn("r.ebs_volume_id")+` = `+volumeIn("d.ebs_volume_id")+`))
+		           select from reservations l
+		           where l.reservation_id <> $1 and `+hasDisk("d.user_id", "d.disk_name", volumeIn("d.ebs_volume_id"))+`)
 		from disks d
 		where d.reservation_id = $1 and d.in_use
 		for update of d`, reservationID)
@@ -85,7 +83,7 @@ func disksHeldBy(ctx context.Context, tx pgx.Tx, reservationID string) ([]heldDi
 	}
 	held, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (heldDisk, error) {
 		var d heldDisk
-		err := row.Scan(&d.id, &d.user, &d.name, &d.named)
+		err := row.Scan(&d.id, &d.user, &d.name, &d.taken)
 		return d, err
 	})
 	if err != nil {

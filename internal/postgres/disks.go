@@ -153,13 +153,19 @@ func scanLocked(ctx context.Context, tx pgx.Tx, reservationID string) (lockedDis
 		       not exists (select from reservations own where own.reservation_id = $1),
 		       exists (select from expiry.cleanups o
 		               where o.reservation_id <> $1 and o.settled_at is null and o.user_id = $2 and o.disk_name = $3),
-		       coalesce((select min(r.reservation_id) from reservations r where r.reservation_id <> $1 and (
-		                   r.status in ('pending', 'queued', 'preparing', 'active') and `+volumeIn("r.ebs_volume_id")+` = $4
-		                   or r.status in ('preparing', 'active') and r.user_id = $2 and r.disk_name = $3 and $3 <> '')), ''),
+		       coalesce((select min(l.reservation_id) from reservations l
+		                 where l.reservation_id <> $1 and `+hasDisk("$2", "$3", "$4")+`), ''),
 		       coalesce((select min(o.user_id || '/' || o.disk_name) from disks o
 		                 where `+volumeIn("o.ebs_volume_id")+` = $4 and o.disk_id::text <> $5), '')`,
 		reservationID, d.user, d.name, d.volume, d.id).Scan(&d.live, &d.vanished, &d.otherCleanup, &d.namedBy, &d.otherDisk)
 	return d, err
+}
+
+// hasDisk holds where reservation l has a disk, given by expressions for its user, name and volume: it is live and names
+// the volume, or prepares or works on the disk. One that is merely queued for the disk waits for its release.
+func hasDisk(user, name, volume string) string {
+	return `(l.status in ('pending', 'queued', 'preparing', 'active') and ` + volumeIn("l.ebs_volume_id") + ` = ` + volume + `
+		or l.status in ('preparing', 'active') and l.user_id = ` + user + ` and l.disk_name = ` + name + ` and l.disk_name <> '')`
 }
 
 // volumeIn reads the volume's id out of a column of the platform's, which may hold the in-tree form.

@@ -25,7 +25,7 @@ type IdleLock struct {
 }
 
 // idleLocks selects disks d whose lock is idle: the holder's cleanup has settled since it ended, the holder's row has
-// vanished, or there is no holder and the row has been left alone for a while. A disk that a live reservation or an
+// vanished, or there is no holder and the row has been left alone for a while. A disk that a live reservation has, or an
 // unsettled cleanup names, by its own name or by its volume, or of which a snapshot is unsettled, is never among them:
 // the platform may delete a reservation while its cleanup is under way, and with that the lock names nobody.
 var idleLocks = `
@@ -45,9 +45,8 @@ var idleLocks = `
 	                    and (o.reservation_id = d.reservation_id or o.user_id = d.user_id and o.disk_name = d.disk_name
 	                         or o.volume_id = ` + volumeIn("d.ebs_volume_id") + `))
 	  and not exists (select from reservations l
-	                  where l.status in ('pending', 'queued', 'preparing', 'active')
-	                    and (l.user_id = d.user_id and l.disk_name = d.disk_name
-	                         or ` + volumeIn("l.ebs_volume_id") + ` in (` + volumeIn("d.ebs_volume_id") + `, c.volume_id)))
+	                  where ` + hasDisk("d.user_id", "d.disk_name", volumeIn("d.ebs_volume_id")) + `
+	                     or ` + hasDisk("null", "null", "c.volume_id") + `)
 	  and not exists (select from expiry.snapshots s
 	                  where s.user_id = d.user_id and s.disk_name = d.disk_name and s.state in ('intended', 'pending'))
 	  and not (coalesce(d.is_backing_up, false) and d.last_updated > @now::timestamptz - @backup_age::interval)`

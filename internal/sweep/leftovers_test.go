@@ -2,6 +2,7 @@ package sweep
 
 import (
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -163,25 +164,31 @@ func TestAReservationThatEndedAgainSinceItsCleanupGetsANewOne(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		columns row
+		seen    bool // live, by a sweep
 		want    bool
 	}{
-		"cancelled again":               {row{"status": "'cancelled'", "cancelled_at": ago(time.Minute), "reservation_ended": ago(6 * time.Hour)}, true},
-		"failed again":                  {row{"status": "'failed'", "failed_at": ago(time.Minute)}, true},
-		"expired again":                 {row{"status": "'expired'", "reservation_ended": ago(time.Minute)}, true},
-		"ended once, before":            {row{"status": "'cancelled'", "cancelled_at": ago(6 * time.Hour), "reservation_ended": ago(6 * time.Hour)}, false},
-		"nobody wrote when":             {row{"status": "'expired'"}, false},
-		"ended at an absurd time ahead": {row{"status": "'expired'", "reservation_ended": "'infinity'"}, false},
-		"its end written a little late": {row{"status": "'cancelled'", "cancelled_at": ago(5*time.Hour - 3*time.Second)}, false},
-		"live, an end still written":    {row{"reservation_ended": ago(time.Minute)}, false},
+		"a sweep saw it live":             {columns: row{"status": "'cancelled'", "cancelled_at": ago(time.Minute)}, seen: true, want: true},
+		"launched since":                  {columns: row{"status": "'failed'", "launched_at": ago(time.Hour)}, want: true},
+		"ended once, before":              {columns: row{"status": "'cancelled'", "cancelled_at": ago(6 * time.Hour)}},
+		"its end written late":            {columns: row{"status": "'cancelled'", "cancelled_at": ago(6 * time.Hour), "reservation_ended": ago(time.Minute)}},
+		"launched at an absurd time":      {columns: row{"status": "'expired'", "launched_at": "'infinity'"}},
+		"launched as its cleanup was due": {columns: row{"status": "'failed'", "launched_at": ago(5*time.Hour - 3*time.Second)}},
+		"live, launched since":            {columns: row{"launched_at": ago(time.Hour)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			test.columns["disk_name"] = "'work'"
-			id := w.insert(test.columns)[0]
+			columns := row{"disk_name": "'work'", "launched_at": ago(8 * time.Hour)}
+			maps.Copy(columns, test.columns)
+			id := w.insert(columns)[0]
 			w.exec(`insert into expiry.cleanups (reservation_id, reason, user_id, disk_name, volume_id, requested_at, settled_at, outcome)
 				values ($1, 'expired', 'ada', 'work', 'vol-aaaaaaaaaaaaaaaaa', now() - interval '5 hours', now() - interval '4 hours', 'released')`, id)
 			w.exec("insert into disks (user_id, disk_name, in_use, reservation_id, ebs_volume_id) values ('ada', 'work', true, $1, 'vol-0123456789abcdef0')", id)
+			if test.seen {
+				w.exec("update reservations set status = 'active'")
+				w.sweep()
+				w.exec("update reservations set status = 'cancelled'")
+			}
 			w.sweep()
 			if !test.want {
 				require.Empty(t, w.followUps())
@@ -244,22 +251,25 @@ func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
 		settled bool   // its cleanup
 		columns string // of the disk, further
 		values  string
-		live    bool // another reservation, which is live, names the disk
-		volume  bool // another reservation, which is live, names its volume, and no disk
-		open    bool // a snapshot of it is unsettled
+		live    string // the state of another reservation that names the disk, empty: none does
+		volume  bool   // another reservation, which is live, names its volume, and no disk
+		open    bool   // a snapshot of it is unsettled
 		want    bool
 	}{
 		"ended and settled":                 {holder: row{"status": "'expired'"}, settled: true, want: true},
 		"ended, cleanup not done":           {holder: row{"status": "'expired'"}},
 		"active":                            {holder: row{}},
-		"ended, named by a live one":        {holder: row{"status": "'expired'"}, settled: true, live: true},
+		"ended, another one works on it":    {holder: row{"status": "'expired'"}, settled: true, live: "active"},
+		"ended, another one prepares it":    {holder: row{"status": "'expired'"}, settled: true, live: "preparing"},
+		"ended, another one waits for it":   {holder: row{"status": "'expired'"}, settled: true, live: "queued", want: true},
 		"ended, volume named by a live one": {holder: row{"status": "'expired'"}, settled: true, volume: true},
 		"no holder, its volume in use":      {columns: ", last_updated, created_at", values: ", now() - interval '2 hours', now() - interval '1 day'", volume: true},
 		"ended, snapshot pending":           {holder: row{"status": "'expired'"}, settled: true, open: true},
 		"ended, being backed up":            {holder: row{"status": "'expired'"}, settled: true, columns: ", is_backing_up", values: ", true"},
 		"no holder, unchanged for long":     {columns: ", last_updated, created_at", values: ", now() - interval '61 minutes', now() - interval '1 day'", want: true},
 		"no holder, changed lately":         {columns: ", last_updated, created_at", values: ", now() - interval '59 minutes', now() - interval '1 day'"},
-		"no holder, named by a live one":    {columns: ", last_updated, created_at", values: ", now() - interval '2 hours', now() - interval '1 day'", live: true},
+		"no holder, another one prepares":   {columns: ", last_updated, created_at", values: ", now() - interval '2 hours', now() - interval '1 day'", live: "preparing"},
+		"no holder, another one waits":      {columns: ", last_updated, created_at", values: ", now() - interval '2 hours', now() - interval '1 day'", live: "queued", want: true},
 		"no holder, for how long unknown":   {columns: ", last_updated, created_at", values: ", null, null"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -274,8 +284,8 @@ func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
 				}
 			}
 			w.exec(fmt.Sprintf("insert into disks (disk_name, user_id, in_use, reservation_id%s) values ('d', 'ada', true, %s%s)", test.columns, holder, test.values))
-			if test.live {
-				w.insert(row{"disk_name": "'d'", "status": "'queued'"})
+			if test.live != "" {
+				w.insert(row{"disk_name": "'d'", "status": quote(test.live)})
 			}
 			if test.volume {
 				w.exec("update disks set ebs_volume_id = 'vol-0123456789abcdef0'")
