@@ -40,7 +40,7 @@ type Store interface {
 	FinishStep(ctx context.Context, reservationID string, step postgres.Step, outcome, detail string) error
 
 	home.Store
-	Ownership(ctx context.Context, reservationID, podName string) (postgres.Ownership, error)
+	Ownership(ctx context.Context, reservationID, podName, uid string) (postgres.Ownership, error)
 	DiskOf(ctx context.Context, reservationID, userID, volumeID string) (name, volume string, err error)
 	RecordIdentity(ctx context.Context, reservationID string, id postgres.Identity, outcome, detail string) error
 	RecordDiskName(ctx context.Context, reservationID, name string) error

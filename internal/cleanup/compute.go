@@ -75,7 +75,7 @@ func (a *Action) services(ctx context.Context, d *delivery) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	rows, err := a.Store.Ownership(ctx, c.ReservationID, name)
+	rows, err := a.Store.Ownership(ctx, c.ReservationID, name, "")
 	if err != nil {
 		return result{}, err
 	}

@@ -108,12 +108,15 @@ func (a *Action) ownPod(ctx context.Context, d *delivery) (own *pod.Pod, why str
 
 // ownerOf decides, by what the rows say at this moment, whether a pod is the reservation's own.
 func (a *Action) ownerOf(ctx context.Context, c postgres.CleanupRecord, o pod.Object) (pod.Verdict, string, error) {
-	rows, err := a.Store.Ownership(ctx, c.ReservationID, o.PodName)
+	rows, err := a.Store.Ownership(ctx, c.ReservationID, o.PodName, o.UID)
 	if err != nil {
 		return pod.UnknownOwner, "", err
 	}
 	if !rows.Over {
 		return pod.UnknownOwner, "", fault.Errorf(fault.Conflict, "reservation %s is live again", c.ReservationID)
+	}
+	if rows.Theirs {
+		return pod.NotOurs, "its UID was seen as another reservation's", nil
 	}
 	life := pod.Ended{PodName: o.PodName, Namespace: c.RowNamespace, Start: c.Started, End: c.Ended, UID: c.PodUID, NameIsLive: rows.NameIsLive}
 	switch {

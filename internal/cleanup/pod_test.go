@@ -53,6 +53,19 @@ func TestAPodWhoseNameALiveReservationHasBlocksItsCleanup(t *testing.T) {
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
 }
 
+func TestAPodSeenAsALiveReservationsOwnHoldsNoOthersCleanupUp(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "insert into reservations (reservation_id, user_id, status) values ('deadbeef-ffff', 'bob', 'active')")
+	w.exec(t, "insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ('uid-1', 'deadbeef-ffff', 'gpu-dev', $1, now())", podName)
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	require.Contains(t, keys(w.pods), podKey)
+	require.Empty(t, w.files, "nothing is said to bob")
+}
+
 func TestAPodOfWhichNobodyKnowsWhoseItIsStays(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

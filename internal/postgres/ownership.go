@@ -14,18 +14,20 @@ type Ownership struct {
 	Over       bool     // the reservation has ended, or its row is gone
 	NameIsLive bool     // another reservation, which has not ended, has the pod name
 	UIDs       []string // of the reservation's own pods, the one seen last first
+	Theirs     bool     // a pod of the UID was seen as another reservation's
 }
 
-// Ownership reads who may have a pod called podName: the reservation itself or a live one.
-func (db *DB) Ownership(ctx context.Context, reservationID, podName string) (Ownership, error) {
+// Ownership reads who may have a pod called podName, of this UID if there is one: the reservation itself or a live one.
+func (db *DB) Ownership(ctx context.Context, reservationID, podName, uid string) (Ownership, error) {
 	o, _, err := first(query(ctx, db, pgx.RowToStructByPos[Ownership], `
 		select not exists (select from reservations
 		                   where reservation_id = $1 and coalesce(status, '') not in ('expired', 'cancelled', 'failed')),
 		       exists (select from reservations
 		               where reservation_id <> $1 and status in ('pending', 'queued', 'preparing', 'active')
 		                 and coalesce(nullif(pod_name, ''), 'gpu-dev-' || left(reservation_id, 8)) = $2),
-		       array(select uid from expiry.pods where reservation_id = $1 order by first_seen_at desc)`,
-		reservationID, podName))
+		       array(select uid from expiry.pods where reservation_id = $1 order by first_seen_at desc),
+		       exists (select from expiry.pods where uid = $3 and reservation_id <> $1)`,
+		reservationID, podName, uid))
 	if err != nil {
 		return Ownership{}, fmt.Errorf("look for the owner of pod %s: %w", podName, err)
 	}

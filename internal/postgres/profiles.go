@@ -50,8 +50,8 @@ type Punctuality struct {
 	LastFinished time.Time // when the newest sweep but the given one ended; zero where there was none
 }
 
-// Punctuality is read at the end of the given sweep.
-func (db *DB) Punctuality(ctx context.Context, sweepID string, grace time.Duration) (Punctuality, error) {
+// Punctuality is read at the end of the given sweep. Deadlines that make no sense, which nobody may act on, are not overdue.
+func (db *DB) Punctuality(ctx context.Context, sweepID string, now time.Time, grace time.Duration) (Punctuality, error) {
 	p, _, err := first(query(ctx, db, func(row pgx.CollectableRow) (Punctuality, error) {
 		var p Punctuality
 		var last *time.Time
@@ -59,9 +59,11 @@ func (db *DB) Punctuality(ctx context.Context, sweepID string, grace time.Durati
 		p.LastFinished = orZero(last)
 		return p, err
 	}, `
-		select (select count(*) from reservations where status = 'active' and expires_at < clock_timestamp() - $2::interval),
+		select (select count(*)`+fromWithMaster+`
+		        where r.status = 'active' and `+effectiveDeadline+` + @grace::interval < @now),
 		       (select finished_at from expiry.sweeps
-		        where outcome in ('completed', 'partial') and sweep_id::text <> $1 order by started_at desc limit 1)`, sweepID, grace))
+		        where outcome in ('completed', 'partial') and sweep_id::text <> @sweep order by started_at desc limit 1)`,
+		pgx.NamedArgs{"now": now, "grace": grace, "sweep": sweepID}))
 	if err != nil {
 		return Punctuality{}, fmt.Errorf("read how punctual sweeps are: %w", err)
 	}

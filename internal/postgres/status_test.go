@@ -2,13 +2,16 @@ package postgres_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
 const stuckAfter = 10
@@ -166,4 +169,31 @@ func TestUnfinishedCleanupsSayWhatTheyWaitFor(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, open[:1], one)
 	})
+}
+
+func TestOverdueIsWhatASweepWouldEnd(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		rows string
+		want int
+	}{
+		"past deadline and grace":                   {"('r', 'active', began, past, null)", 1},
+		"within grace":                              {"('r', 'active', began, now() - interval '1 minute', null)", 0},
+		"ended":                                     {"('r', 'expired', began, past, null)", 0},
+		"a date that makes no sense":                {"('r', 'active', began, '1970-01-01', null)", 0},
+		"no date":                                   {"('r', 'active', began, null, null)", 0},
+		"a node of a set whose master goes on":      {"('r', 'active', began, past, 'm'), ('m', 'active', began, now() + interval '3 hours', null)", 0},
+		"a node of a set whose master is overdue":   {"('r', 'active', began, past, 'm'), ('m', 'active', began, past, null)", 2},
+		"a node of a set whose master is no longer": {"('r', 'active', began, past, 'm')", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := open(t, stacktest.Database(t))
+			exec(t, db, "insert into reservations (reservation_id, status, created_at, expires_at, master_reservation_id) values "+
+				strings.NewReplacer("past", "now() - interval '1 hour'", "began", "now() - interval '5 hours'").Replace(c.rows))
+			p, err := db.Punctuality(t.Context(), uuid.NewString(), time.Now(), 2*time.Minute)
+			require.NoError(t, err)
+			require.Equal(t, c.want, p.Overdue)
+		})
+	}
 }

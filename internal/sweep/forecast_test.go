@@ -50,3 +50,21 @@ func TestTheForecastCountsWhatIsMissingAndWillBeConfirmed(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, f.Brake.Missing, r.Brake.Missing, "as the sweep itself will find them")
 }
+
+func TestADryRunTellsOfWhatEndsForTwoReasonsOnce(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	confirm := func(o *Options) { asConfigured(o); o.MissingConfirm = 4 * time.Minute }
+	w.active(c, nil)
+	both := w.insert(nil)[0]
+	w.within(c, confirm)
+	w.ageAbsences(5 * time.Minute)
+	w.exec("update reservations set expires_at = clock_timestamp() - interval '1 hour' where reservation_id = $1", both)
+	o := testOptions()
+	confirm(&o)
+	r, err := New(w.db, Outside{Cluster: c}, o).Sweep(t.Context(), event.Ping, event.SweepRequest{DryRun: true})
+	require.NoError(t, err)
+	require.Equal(t, []Action{Expire}, actionsOf(r, both))
+	require.Equal(t, 1, r.Brake.Overdue)
+	require.Zero(t, r.Brake.Missing)
+}

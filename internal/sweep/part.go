@@ -31,7 +31,9 @@ type pass struct {
 	only  []string            // the reservations asked for; empty: all
 	// paused: parts that carry on what was begun begin nothing.
 	paused bool
-	brake  *brake
+	// planned is what the parts before have decided, in a dry run: the rows do not show it.
+	planned []Decision
+	brake   *brake
 	// listing is what the cluster shows, read at first need and once for all parts.
 	listing func(context.Context) (*listing, error)
 	// snapshots is what EC2 shows of the disks' snapshots, likewise.

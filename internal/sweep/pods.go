@@ -80,6 +80,11 @@ func (pp pods) plan(ctx context.Context, p *pass) (plan, error) {
 	if err != nil {
 		return plan{}, err
 	}
+	ending := make(map[string]bool)
+	for _, d := range p.planned {
+		ending[d.ReservationID] = ending[d.ReservationID] || d.Action == Expire
+	}
+	active = slices.DeleteFunc(active, func(a postgres.ActiveReservation) bool { return ending[a.ID] })
 	found := pp.look(l, active, p.now)
 	failures := errors.Join(l.failures, pp.nameInstances(ctx, active, l, found.sightings))
 

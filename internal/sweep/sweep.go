@@ -220,7 +220,9 @@ func (s *Sweeper) runParts(ctx context.Context, p *pass, r *Result, began time.T
 		if pt.first {
 			limit = max(limit, left/2)
 		}
-		report := pt.run(ctx, p, r.DryRun, limit)
+		one := *p // a part that hangs may still look at its own
+		one.planned = r.Planned
+		report := pt.run(ctx, &one, r.DryRun, limit)
 		if report.err != nil {
 			s.failed(ctx, r, pt, report.err)
 			failed++

@@ -15,7 +15,7 @@ import (
 type telemetryStore interface {
 	Profiles(ctx context.Context, ids []string) (map[string]postgres.Profile, error)
 	Backlog(ctx context.Context, stuckAfter int) (postgres.Backlog, error)
-	Punctuality(ctx context.Context, sweepID string, grace time.Duration) (postgres.Punctuality, error)
+	Punctuality(ctx context.Context, sweepID string, now time.Time, grace time.Duration) (postgres.Punctuality, error)
 }
 
 // lookWithin bounds what is read for telemetry alone.
@@ -94,7 +94,7 @@ func (s *Sweeper) measure(ctx context.Context, r Result, took time.Duration) {
 		s.opts.Log.WarnContext(ctx, "levels are not measured", "error", err)
 		return
 	}
-	punctuality, err := s.store.Punctuality(looking, r.SweepID, s.opts.Grace)
+	punctuality, err := s.store.Punctuality(looking, r.SweepID, r.StartedAt, s.opts.Grace)
 	if err != nil {
 		s.opts.Log.WarnContext(ctx, "levels are not measured", "error", err)
 		return

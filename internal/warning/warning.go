@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +25,7 @@ type Store interface {
 	LoadWarningSubject(ctx context.Context, reservationID string) (postgres.WarningSubject, bool, error)
 	RecordWarningSent(ctx context.Context, f postgres.FollowUp, deadline time.Time, level reservation.Level) (bool, error)
 	NewestOOMKill(ctx context.Context, reservationID string) (postgres.OOMKill, bool, error)
+	Ownership(ctx context.Context, reservationID, podName, uid string) (postgres.Ownership, error)
 }
 
 // Pods are where the files go; *kube.Cluster is one.
@@ -205,10 +207,20 @@ func (w writer) podOf(ctx context.Context, s postgres.WarningSubject) (pod.Pod, 
 		if err != nil {
 			return pod.Pod{}, err
 		}
-		// An older pod of that name is of an earlier reservation.
-		verdict, reason := pod.BelongsTo(
-			pod.Object{Namespace: p.Namespace, PodName: p.Name, UID: p.UID, Created: p.Created},
-			pod.Ended{PodName: name, Namespace: s.NamespaceName, Start: created, End: s.Now})
+		rows, err := w.store.Ownership(ctx, s.ID, name, p.UID)
+		if err != nil {
+			return pod.Pod{}, err
+		}
+		if rows.Theirs {
+			why = "the one of that name was seen as another reservation's"
+			continue
+		}
+		// An older pod of that name is of an earlier reservation, and two live ones may have been given one name.
+		life := pod.Ended{PodName: name, Namespace: s.NamespaceName, Start: created, End: s.Now, NameIsLive: rows.NameIsLive}
+		if slices.Contains(rows.UIDs, p.UID) {
+			life.UID, life.NameIsLive = p.UID, false
+		}
+		verdict, reason := pod.BelongsTo(pod.Object{Namespace: p.Namespace, PodName: p.Name, UID: p.UID, Created: p.Created}, life)
 		if verdict == pod.NotOurs {
 			why = reason
 			continue

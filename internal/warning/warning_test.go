@@ -29,6 +29,7 @@ type model struct {
 	recorded []reservation.Level
 	pods     map[string]pod.Pod
 	written  map[string]pod.File
+	owner    postgres.Ownership
 	failure  error
 }
 
@@ -64,6 +65,10 @@ func (m *model) NewestOOMKill(context.Context, string) (postgres.OOMKill, bool, 
 		return postgres.OOMKill{}, false, nil
 	}
 	return *m.kill, true, nil
+}
+
+func (m *model) Ownership(context.Context, string, string, string) (postgres.Ownership, error) {
+	return m.owner, nil
 }
 
 func (m *model) GetPod(_ context.Context, namespace, name string) (pod.Pod, error) {
@@ -149,6 +154,8 @@ func TestAWarningThatCannotBeWrittenIsAFailureAndNotRecorded(t *testing.T) {
 		"the API is down":         {func(m *model) { m.failure = errors.New("no route") }, "no route"},
 		"its container restarts":  {func(m *model) { p := m.pods[key]; p.Containers[0].Running = false; m.pods[key] = p }, "does not run"},
 		"an earlier one's pod":    {func(m *model) { p := m.pods[key]; p.Created = now.Add(-2 * time.Hour); m.pods[key] = p }, "before the reservation started"},
+		"another one's pod":       {func(m *model) { m.owner.Theirs = true }, "another reservation's"},
+		"a name that two have":    {func(m *model) { m.owner.NameIsLive = true }, "a live reservation has pod name"},
 		"a name that is no pod's": {func(m *model) { m.subject.PodName = "No Pod" }, "names nothing"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -161,6 +168,15 @@ func TestAWarningThatCannotBeWrittenIsAFailureAndNotRecorded(t *testing.T) {
 			require.Empty(t, m.written)
 		})
 	}
+}
+
+func TestAPodSeenAsTheReservationsOwnIsWrittenToWhoeverSharesItsName(t *testing.T) {
+	t.Parallel()
+	m := newModel()
+	m.owner = postgres.Ownership{NameIsLive: true, UIDs: []string{"u"}}
+	_, err := m.warn()
+	require.NoError(t, err)
+	require.Len(t, m.recorded, 1)
 }
 
 func TestThePodIsFoundInEitherNamespaceOfAPlaceholder(t *testing.T) {
