@@ -16,19 +16,19 @@ import (
 )
 
 // database is a real one whose clock is the simulation's: in schema sim, which comes before pg_catalog in its search
-// path, clock_timestamp() reads a setting. It goes from seed to seed, emptied in between.
+// path, clock_timestamp() reads a sequence, which knows no transactions. It goes from seed to seed, emptied in between.
 type database struct {
 	t     testing.TB
 	url   string
 	db    *postgres.DB
 	users *pgx.Conn // the platform and its users
-	reset string    // what empties all tables
-	tidy  string    // and takes away what is left of the rows
+	broom *pgx.Conn // empties all tables, without a trigger being told
+	tidy  string    // takes away what is left of the rows
 	world *world    // the present seed's
 
-	told   map[*pgx.Conn]time.Time // what each connection takes for now
-	inside bool                    // a statement of the simulation's own
-	worlds int                     // so far
+	told   time.Time // what the database takes for now
+	inside bool      // a statement of the simulation's own
+	worlds int       // so far
 }
 
 // tidyEvery is after how many worlds their dead rows go. Each time all plans are made anew, which takes as long as a world.
@@ -36,9 +36,11 @@ const tidyEvery = 25
 
 const simSchema = `
 create schema sim;
+create unlogged sequence sim.clock;
+select setval('sim.clock', 1);
 create function sim.clock_timestamp() returns timestamptz language sql volatile as
-    $$ select current_setting('sim.now')::timestamptz $$;
-create sequence sim.ids;
+    $$ select timestamptz 'epoch' + pg_sequence_last_value('sim.clock') * interval '1 microsecond' $$;
+create unlogged sequence sim.ids;
 create function sim.gen_random_uuid() returns uuid language sql volatile as
     $$ select lpad(to_hex(nextval('sim.ids')), 32, '0')::uuid $$;
 create table sim.audit (
@@ -80,7 +82,7 @@ func newDatabase(t testing.TB) *database {
 		require.NoError(t, server.Close(ctx))
 	})
 	super.Path = "/" + name
-	d := &database{t: t, url: super.String(), told: map[*pgx.Conn]time.Time{}}
+	d := &database{t: t, url: super.String()}
 	if bySocket := d.bySocket(super, socket); bySocket != "" {
 		d.url = bySocket
 	}
@@ -88,7 +90,7 @@ func newDatabase(t testing.TB) *database {
 	require.NoError(t, err)
 	d.run(setup, simSchema)
 	for _, setting := range []string{
-		"search_path = public, sim, pg_catalog", "sim.now = '2026-01-01 00:00:00Z'", "jit = off", "plan_cache_mode = force_generic_plan",
+		"search_path = public, sim, pg_catalog", "jit = off", "plan_cache_mode = force_generic_plan",
 		"lock_timeout = '20ms'", "timezone = 'UTC'",
 	} {
 		d.run(setup, "alter database "+name+" set "+setting)
@@ -96,26 +98,35 @@ func newDatabase(t testing.TB) *database {
 	require.NoError(t, setup.Close(ctx))
 	require.NoError(t, postgres.MigratePlatformTables(ctx, d.url))
 	require.NoError(t, postgres.Migrate(ctx, d.url))
-	d.users, err = pgx.Connect(ctx, d.url)
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = d.users.Close(ctx) })
+	d.users, d.broom = d.connect(), d.connect()
 	d.run(d.users, simTriggers+"set sim.who = 'user'; set statement_timeout = '10s'")
 	var tables []string
+	sweep := ""
 	for _, table := range column[string](d, `
 		select format('%I.%I', schemaname, tablename) from pg_tables
 		where schemaname in ('public', 'expiry') and tablename not in ('schema_version', 'platform_tables_version', 'migration_lock', 'sweep_lease')
 		   or schemaname = 'sim' order by 1`) {
 		tables = append(tables, table)
-		d.reset += "delete from " + table + ";"
+		sweep += "delete from " + table + ";"
 		d.run(d.users, "alter table "+table+" set (autovacuum_enabled = off)")
 	}
-	d.reset = "set session_replication_role = replica;" + d.reset + `set session_replication_role = origin;
-		update expiry.sweep_lease set token = null, holder = null, expires_at = '-infinity'; alter sequence sim.ids restart`
+	d.run(d.broom, "set session_replication_role = replica; create procedure sim.reset() language plpgsql as $$ begin "+sweep+`
+		update expiry.sweep_lease set token = null, holder = null, expires_at = '-infinity';
+		perform setval('sim.ids', 1, false);
+	end $$`)
 	d.tidy = "vacuum " + strings.Join(tables, ", ")
 	d.db, err = postgres.Open(ctx, d.url, postgres.Options{Tracer: d, Prepare: true, MaxConns: 8})
 	require.NoError(t, err)
 	t.Cleanup(d.db.Close)
 	return d
+}
+
+func (d *database) connect() *pgx.Conn {
+	d.t.Helper()
+	conn, err := pgx.Connect(context.Background(), d.url)
+	require.NoError(d.t, err)
+	d.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
 }
 
 // bySocket is the database's address past TCP, empty where that leads nowhere.
@@ -144,23 +155,21 @@ func (d *database) run(conn *pgx.Conn, statements string) {
 // begin empties the database for a world.
 func (d *database) begin(w *world) {
 	d.world = w
-	d.run(d.users, d.reset)
+	d.run(d.broom, "call sim.reset()")
 	if d.worlds++; d.worlds%tidyEvery == 0 {
-		d.run(d.users, d.tidy)
+		d.run(d.broom, d.tidy)
 	}
 }
 
-// tell lets a connection know the time.
-func (d *database) tell(conn *pgx.Conn) {
-	if d.world == nil {
+// tell lets the database know the time.
+func (d *database) tell() {
+	if d.world == nil || d.told.Equal(d.world.now()) {
 		return
 	}
-	now := d.world.now()
-	if d.told[conn].Equal(now) {
-		return
+	d.told = d.world.now()
+	if _, err := d.users.Exec(context.Background(), "select setval('sim.clock', $1)", d.told.UnixMicro()); err != nil {
+		d.amiss(fmt.Errorf("set the clock: %w", err))
 	}
-	d.run(conn, "set sim.now = '"+now.Format(time.RFC3339Nano)+"'")
-	d.told[conn] = now
 }
 
 // TraceQueryStart is called before each statement of the service's. It is where the database fails and processes die:
@@ -175,12 +184,15 @@ func (d *database) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx
 		if p != nil {
 			p.inTx--
 		}
-		delete(d.told, conn) // a rollback takes back the time, too
+		return ctx
+	}
+	if word == "begin" && (p.dead || d.world.faults.out(sql)) {
+		p.inTx++ // what comes next fails: that a begin does costs the connection, and all that was prepared on it
 		return ctx
 	}
 	verdict := d.world.statement(ctx, p, word)
 	if !p.dead {
-		d.tell(conn)
+		d.tell()
 	}
 	switch word {
 	case "begin":
@@ -200,7 +212,6 @@ func (d *database) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx
 		d.run(conn, "commit")
 	case word == "commit":
 		d.run(conn, "rollback")
-		delete(d.told, conn)
 	case word != "begin" && verdict == failsAfter && conn.PgConn().TxStatus() == 'I':
 		if _, err := conn.Exec(context.WithoutCancel(ctx), data.SQL, data.Args...); err != nil {
 			d.world.say("database", "it would have failed anyway: %v", err)
@@ -225,7 +236,7 @@ func column[T any](d *database, query string, args ...any) []T {
 }
 
 func collect[T any](d *database, scan pgx.RowToFunc[T], query string, args []any) []T {
-	d.tell(d.users)
+	d.tell()
 	rows, err := d.users.Query(context.Background(), query, args...)
 	var all []T
 	if err == nil {
@@ -249,7 +260,7 @@ func (d *database) amiss(err error) {
 // platform has the platform write something in one transaction; false where it would have to wait for a lock.
 func (d *database) platform(statements ...statement) bool {
 	d.t.Helper()
-	d.tell(d.users)
+	d.tell()
 	batch := &pgx.Batch{}
 	for _, s := range statements {
 		batch.Queue(s.sql, s.args...)

@@ -110,7 +110,9 @@ func (w *world) call(ctx context.Context, service, what string, effect func() er
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	w.outside.Advance(w.between(time.Millisecond, 40*time.Millisecond))
+	if w.oneIn(3) { // whenever time has passed the database is told
+		w.outside.Advance(w.between(time.Millisecond, 120*time.Millisecond))
+	}
 	if w.oneIn(w.faults.race) {
 		w.meanwhile(p)
 	}
