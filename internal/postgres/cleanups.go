@@ -84,7 +84,7 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 		       coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''), coalesce(c.node_name, ''),
 		       coalesce(c.instance_id, ''), coalesce(c.claim_name, ''), coalesce(c.claim_uid, ''),
 		       coalesce(c.pv_name, ''), coalesce(c.pv_uid, ''),
-		       coalesce(c.volume_id, substring(r.ebs_volume_id from '^(?:aws://.*/)?(vol-[0-9a-f]{8,17})$'), ''),
+		       coalesce(c.volume_id, `+volumeIn("r.ebs_volume_id")+`, ''),
 		       coalesce(c.disk_name, r.disk_name, ''), coalesce(c.disk_size, ''), coalesce(c.content_key, ''),
 		       c.requested_at, c.pod_gone_at, c.containers_terminated_at is not null, c.detach_requested_at,
 		       c.detach_forced_at, c.writer_gone_at, c.disk_released_at, c.settled_at, coalesce(c.outcome, ''), clock_timestamp()
@@ -179,7 +179,7 @@ func createCleanup(ctx context.Context, tx pgx.Tx, reservationID string) error {
 		select reservation_id,
 		       coalesce(nullif(failure_reason, ''), case when status <> 'cancelled' then nullif(current_detailed_status, '') end, status),
 		       user_id, nullif(pod_name, ''),
-		       substring(ebs_volume_id from '^(?:aws://.*/)?(vol-[0-9a-f]{8,17})$'), nullif(disk_name, '')
+		       `+volumeIn("ebs_volume_id")+`, nullif(disk_name, '')
 		from reservations
 		where reservation_id = $1 and status in ('expired', 'cancelled', 'failed')
 		on conflict do nothing`, reservationID)

@@ -30,14 +30,14 @@ type DeadLetter struct {
 // Open reports whether it has not been sent again since it came.
 func (d DeadLetter) Open() bool { return d.ReplayedAt.Before(d.ReceivedAt) }
 
-// StoreDeadLetter keeps what the broker gave up on. The same event (source and id) that comes again is the same dead
-// letter: it counts one more arrival and takes over the newest error.
+// StoreDeadLetter keeps what the broker gave up on. The same event that comes again is the same dead letter: it
+// counts one more arrival and takes over the newest error. Two events under one id, as a person may send, are two.
 func (db *DB) StoreDeadLetter(ctx context.Context, d DeadLetter) (int64, error) {
 	ids, err := query(ctx, db, pgx.RowTo[int64], `
 		insert into expiry.dead_letters as d
 		    (event_id, event_type, event_source, event_subject, event, error_code, error_data, error_dest)
 		values ($1, $2, $3, nullif($4, ''), $5, nullif($6, ''), nullif($7, ''), nullif($8, ''))
-		on conflict (md5(event_source), md5(event_id)) do update
+		on conflict (md5(event_source), md5(event_id), md5(event)) do update
 		set received_at = clock_timestamp(), arrivals = d.arrivals + 1,
 		    error_code = excluded.error_code, error_data = excluded.error_data, error_dest = excluded.error_dest
 		returning dead_letter_id`,

@@ -45,9 +45,12 @@ func TestDeadLetters(t *testing.T) {
 
 		other, err := db.StoreDeadLetter(ctx, postgres.DeadLetter{EventID: "1", EventSource: "//another", EventType: "t"})
 		require.NoError(t, err)
+		letter.Event = `{"id":"1","data":1}`
+		different, err := db.StoreDeadLetter(ctx, letter)
+		require.NoError(t, err)
 		all, err := db.DeadLetters(ctx, 10)
 		require.NoError(t, err)
-		require.Equal(t, []int64{other, id}, []int64{all[0].ID, all[1].ID}, "the newest first")
+		require.Equal(t, []int64{different, other, id}, []int64{all[0].ID, all[1].ID, all[2].ID}, "the newest first")
 
 		_, err = db.DeadLetter(ctx, 4711)
 		require.True(t, fault.Is(err, fault.Gone))
