@@ -81,7 +81,7 @@ func (p *people) settleIn(w *world) {
 		p.broken(w)
 	}
 	for range w.rand.IntN(7) {
-		w.in(w.between(0, 40*time.Minute), "people", func() { p.act(w) })
+		w.in(w.between(0, 25*time.Minute), "people", func() { p.act(w) })
 	}
 	if w.oneIn(10) {
 		p.awayTil = w.now().Add(w.between(5*time.Minute, 25*time.Minute))

@@ -30,7 +30,7 @@ func (w *world) settle() {
 		ends := w.now().Add(w.between(6*time.Minute, 9*time.Minute))
 		w.say(r.user, "has %s end at %s", r.id, ends.Format(time.TimeOnly))
 		w.data.platform(statement{"update reservations set expires_at = $2 where reservation_id = $1", []any{r.id, ends}})
-		if w.people.podOf(w, r) && r.pod.Runs() && r.pod.Deleting.IsZero() {
+		if w.people.podOf(w, r) && r.pod.Runs() && r.pod.Deleting.IsZero() && !launching(w, r.master) {
 			w.checks.toWarn = append(w.checks.toWarn, written{owner: r.id, at: w.now()})
 		}
 	}
@@ -45,6 +45,16 @@ func (w *world) settle() {
 	if !w.checks.broken() {
 		w.checks.atTheEnd()
 	}
+}
+
+// launching reports whether the master of a set is still on its way: while it is, the set's deadline is unknown, and
+// nobody can be warned of it.
+func launching(w *world, master string) bool {
+	switch status(w, master) {
+	case "pending", "queued", "preparing":
+		return true
+	}
+	return false
 }
 
 // nextIsTick reports whether all that belongs to the last tick is done.

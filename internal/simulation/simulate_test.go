@@ -6,6 +6,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -51,6 +53,9 @@ func TestSimulation(t *testing.T) {
 	tally := newTally(n)
 	if *seedsFlag > 0 {
 		defer tally.show(os.Stdout)()
+		// Most of the work is PostgreSQL's. With more at hand the runtime looks for work more often than it has any.
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(1, *workersFlag/3)))
+		defer debug.SetGCPercent(debug.SetGCPercent(400))
 	}
 	var all sync.WaitGroup
 	for range min(*workersFlag, n) {

@@ -115,7 +115,7 @@ const tickEvery = 5 * time.Minute
 func (w *world) live() {
 	w.people.settleIn(w)
 	w.checks.step()
-	trouble := w.now().Add(w.between(10*time.Minute, 35*time.Minute))
+	trouble := w.now().Add(w.between(8*time.Minute, 25*time.Minute))
 	w.in(0, "tick", w.tick)
 	for w.next(trouble) {
 	}
