@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,7 +70,8 @@ func TestAnswers(t *testing.T) {
 		"follow-up data with a NUL":           {binary(event.CleanupRequested), `{"reservationId":"a\u0000"}`, 400, "reservationId"},
 		"a level that is no whole number":     {binary(event.WarningRequested), `{"reservationId":"r","deadline":"2026-01-01T00:00:00Z","levelMinutes":1e400}`, 400, "levelMinutes"},
 		"a deadline that Go cannot read":      {binary(event.WarningRequested), `{"reservationId":"r","deadline":"2016-12-31T23:59:60Z","levelMinutes":5}`, 400, "59:60"},
-		"an event that is too large":          {binary(event.CleanupRequested), large, 413, "64 KiB"},
+		"an event as large as it may be":      {binary(event.Ping), large[:maxEvent], 202, ""},
+		"an event that is too large":          {binary(event.CleanupRequested), large, 413, "than 64 KiB"},
 		"a plain POST":                        {"Content-Type: application/json", `{}`, 415, "not a CloudEvent"},
 		"a POST of nothing":                   {"", ``, 415, "not a CloudEvent"},
 		"a form":                              {"Content-Type: application/x-www-form-urlencoded", `a=b`, 415, "not a CloudEvent"},
@@ -144,6 +147,12 @@ func TestPeopleWhoAskForJSONGetTheResult(t *testing.T) {
 	response = d.post(t, "/", binary(event.CleanupRequested, "Accept: text/html, application/json;q=0.9"), `{"reservationId":"r1"}`)
 	require.Equal(t, http.StatusOK, response.StatusCode)
 	require.JSONEq(t, `{"kind":"cleanup","key":"r1","state":"failed","error":"no route","again":"15s"}`, text(t, response))
+
+	d.run = func(context.Context, postgres.FollowUpKind, string) (followup.Report, error) {
+		return followup.Report{State: followup.StateDone, Outcome: "settled"}, nil
+	}
+	response = d.post(t, "/", binary(event.CleanupRequested, "Accept: application/json"), `{"reservationId":"r1"}`)
+	require.NotContains(t, text(t, response), "again")
 
 	response = d.post(t, "/", binary(event.Ping, "Accept: */*"), ``)
 	require.Equal(t, http.StatusAccepted, response.StatusCode, "that anything will do is what brokers and curl say")
@@ -223,6 +232,7 @@ func TestWhateverStateTheRowIsInTheEventIsTaken(t *testing.T) {
 			return followup.Report{State: state}, nil
 		}
 		require.Equal(t, status, d.post(t, "/", binary(event.CleanupRequested), `{"reservationId":"r1"}`).StatusCode, state)
+		require.Equal(t, state == followup.StateAbsent, slices.Contains(d.calls, "ensure r1"), state)
 	}
 }
 
@@ -271,6 +281,34 @@ func TestWhatMayPassIsAskedForAgain(t *testing.T) {
 			require.NotEmpty(t, response.Header.Get("Retry-After"))
 			requireRefusal(t, response, body, "")
 			require.NotContains(t, body, "hunter2")
+		})
+	}
+}
+
+func TestTheLogSaysWhatBecameOfADelivery(t *testing.T) {
+	t.Parallel()
+	away := func() error { return errors.New("no sink") }
+	for name, c := range map[string]struct {
+		eventType string
+		spoil     func(d *desk)
+		warning   string // empty: none
+	}{
+		"a sweep":                     {event.Ping, func(*desk) {}, ""},
+		"a follow-up":                 {event.CleanupRequested, func(*desk) {}, ""},
+		"an event of an unknown type": {"dev.example.tea.v1", func(*desk) {}, "delivery not taken"},
+		"facts that found no taker":   {event.CleanupRequested, func(d *desk) { d.drain = away }, "facts could not be announced"},
+		"what it made due found none": {event.CleanupRequested, func(d *desk) { d.due = away }, "follow-ups could not be sent"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t)
+			var log bytes.Buffer
+			d.log = slog.New(slog.NewTextHandler(&log, nil))
+			c.spoil(d)
+			d.post(t, "/", binary(c.eventType), `{"reservationId":"r1"}`)
+			require.Equal(t, c.warning != "", strings.Contains(log.String(), "level=WARN"), log.String())
+			require.Contains(t, log.String(), c.warning)
+			require.Equal(t, c.warning != "delivery not taken", strings.Contains(log.String(), "delivery taken"))
 		})
 	}
 }
