@@ -69,6 +69,21 @@ func TestRetriesFitIntoTheTimeUntilTheSenderAsksAgain(t *testing.T) {
 	}
 }
 
+func TestTheTriggersTokensAreForTheService(t *testing.T) {
+	t.Parallel()
+	all := objects(t, build(t, "knative/overlays/production"))
+	settings := ofKind(all, "ConfigMap")
+	require.Len(t, settings, 1)
+	audience, _, _ := unstructured.NestedString(settings[0].Object, "data", "EVENTS_OIDC_AUDIENCE")
+	require.NotEmpty(t, audience)
+	for _, trigger := range ofKind(all, "Trigger") {
+		for _, to := range [][]string{{"spec", "subscriber", "audience"}, {"spec", "delivery", "deadLetterSink", "audience"}} {
+			named, _, _ := unstructured.NestedString(trigger.Object, to...)
+			require.Equal(t, audience, named, "%s %v", trigger.GetName(), to)
+		}
+	}
+}
+
 // seconds reads an ISO 8601 duration of seconds, which is all that the manifests use.
 func seconds(t *testing.T, text string) time.Duration {
 	t.Helper()
