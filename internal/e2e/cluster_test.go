@@ -175,18 +175,24 @@ func (c *cluster) awaitReady(t *testing.T, apiVersion, kind, namespace, name str
 // login writes a kubeconfig of a ServiceAccount and returns its path.
 func (c *cluster) login(t *testing.T, namespace, account string) string {
 	t.Helper()
-	day := int64((24 * time.Hour).Seconds())
-	token, err := c.CoreV1().ServiceAccounts(namespace).CreateToken(t.Context(), account,
-		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &day}}, metav1.CreateOptions{})
-	require.NoError(t, err)
 	config := clientcmdapi.NewConfig()
 	config.Clusters["cluster"] = &clientcmdapi.Cluster{Server: c.config.Host, CertificateAuthorityData: c.config.CAData}
-	config.AuthInfos[account] = &clientcmdapi.AuthInfo{Token: token.Status.Token}
+	config.AuthInfos[account] = &clientcmdapi.AuthInfo{Token: c.token(t, namespace, account, 24*time.Hour)}
 	config.Contexts["cluster"] = &clientcmdapi.Context{Cluster: "cluster", AuthInfo: account, Namespace: namespace}
 	config.CurrentContext = "cluster"
 	path := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, clientcmd.WriteToFile(*config, path))
 	return path
+}
+
+// token does as `kubectl create token`.
+func (c *cluster) token(t *testing.T, namespace, account string, lasting time.Duration, audience ...string) string {
+	t.Helper()
+	seconds := int64(lasting.Seconds())
+	token, err := c.CoreV1().ServiceAccounts(namespace).CreateToken(t.Context(), account, &authenticationv1.TokenRequest{
+		Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds, Audiences: audience}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	return token.Status.Token
 }
 
 // parse reads a manifest's objects. fields as they are in the files.

@@ -3,12 +3,14 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
 	"net"
 	"net/http"
-	"path/filepath"
+	"net/url"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +22,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	"gpudev.internal/reservation-expiry/internal/event"
 )
 
 // binary is what goes into the image.
@@ -67,11 +71,15 @@ type function struct {
 	*world
 	t        *testing.T
 	proxy    string // the network's address
+	root     string // the container's file system
 	instance *process
 	made     int
 }
 
-const serviceName = "reservation-expiry.reservation-expiry"
+const (
+	serviceName = "reservation-expiry.reservation-expiry"
+	service     = "http://" + serviceName + ".svc.cluster.local"
+)
 
 // playServing reports the Knative Service's address, as Serving does before an instance runs.
 func playServing(t *testing.T, w *world) *function {
@@ -79,12 +87,11 @@ func playServing(t *testing.T, w *world) *function {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	w.network.serve(l)
-	address := "http://" + serviceName + ".svc.cluster.local"
 	w.patch(t, w.knativeService(t), map[string]any{"status": map[string]any{
-		"observedGeneration": 1, "url": address, "address": map[string]any{"url": address},
+		"observedGeneration": 1, "url": service, "address": map[string]any{"url": service},
 		"conditions": []any{map[string]any{"type": "Ready", "status": "True", "lastTransitionTime": time.Now().UTC().Format(time.RFC3339)}},
 	}}, "status")
-	return &function{world: w, t: t, proxy: "http://" + l.Addr().String()}
+	return &function{world: w, t: t, proxy: "http://" + l.Addr().String(), root: unpackImage(t, w)}
 }
 
 func (w *world) knativeService(t *testing.T) *unstructured.Unstructured {
@@ -97,11 +104,20 @@ func (w *world) knativeService(t *testing.T) *unstructured.Unstructured {
 // environ is the instance's.
 func (f *function) environ(port int) []string {
 	f.t.Helper()
+	api, err := url.Parse(f.config.Host)
+	require.NoError(f.t, err)
+	return environList(f.containerEnviron(f.t, f.template()), append(f.world.environ(f.t),
+		"KUBERNETES_SERVICE_HOST="+api.Hostname(), "KUBERNETES_SERVICE_PORT="+api.Port(), "PORT="+strconv.Itoa(port),
+		"K_SERVICE=reservation-expiry", "K_REVISION=reservation-expiry-00001", "HTTP_PROXY="+f.proxy, "HTTPS_PROXY="+f.proxy)...)
+}
+
+// template is the pods'.
+func (f *function) template() map[string]any {
+	f.t.Helper()
 	template, ok, err := unstructured.NestedMap(f.knativeService(f.t).Object, "spec", "template")
 	require.NoError(f.t, err)
 	require.True(f.t, ok)
-	return environList(f.containerEnviron(f.t, template), append(f.world.environ(f.t),
-		"PORT="+strconv.Itoa(port), "K_SERVICE=reservation-expiry", "K_REVISION=reservation-expiry-00001", "HTTP_PROXY="+f.proxy)...)
+	return template
 }
 
 // up starts an instance, waits until it is ready, and puts it behind the Service.
@@ -109,7 +125,10 @@ func (f *function) up() {
 	f.t.Helper()
 	f.made++
 	port, began := freePort(f.t), time.Now()
-	f.instance = start(f.t, fmt.Sprintf("function-%d", f.made), f.environ(port), binary)
+	f.mount()
+	f.instance = newProcess(f.t, fmt.Sprintf("function-%d", f.made), f.environ(port), entrypoint)
+	confine(f.instance.cmd, f.root)
+	f.instance.run(f.t, onStarter)
 	eventually(f.t, 30*time.Second, "the function is ready", func() error {
 		response, err := http.Get("http://" + local(port) + "/readyz")
 		if err == nil {
@@ -133,10 +152,43 @@ func (f *function) kill() {
 	f.network.remove(serviceName)
 }
 
-// run runs another of the binary's commands in the instance's environment.
+// down ends the instance as a kubelet does.
+func (f *function) down() {
+	f.t.Helper()
+	f.instance.stop(30 * time.Second)
+	f.network.remove(serviceName)
+}
+
+// run runs another of the binary's commands in the instance's container.
 func (f *function) run(args ...string) string {
 	f.t.Helper()
-	program, err := filepath.Abs(binary)
+	cmd := exec.CommandContext(f.t.Context(), entrypoint, args...)
+	cmd.Env = f.environ(8080)
+	confine(cmd, f.root)
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.Output()
+	require.NoError(f.t, err, "%s: %s", args, &complaint)
+	return string(out)
+}
+
+// post asks for a sweep by hand, as curl does, and returns the answer's status.
+func (f *function) post(to, id, data, token string) int {
+	f.t.Helper()
+	request, err := http.NewRequestWithContext(f.t.Context(), http.MethodPost, to, strings.NewReader(data))
 	require.NoError(f.t, err)
-	return string(output(f.t, "/", "env", append(append(append([]string{"-i"}, f.environ(8080)...), program), args...)...))
+	for name, value := range map[string]string{
+		"Ce-Specversion": "1.0", "Ce-Id": id, "Ce-Source": "//people/operator", "Ce-Type": event.SweepRequested, "Content-Type": "application/json",
+	} {
+		request.Header.Set(name, value)
+	}
+	if token != "" {
+		request.Header.Set("Authorization", "Bearer "+token)
+	}
+	proxy, err := url.Parse(f.proxy)
+	require.NoError(f.t, err)
+	response, err := (&http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(proxy), DisableKeepAlives: true}}).Do(request)
+	require.NoError(f.t, err)
+	require.NoError(f.t, response.Body.Close())
+	return response.StatusCode
 }

@@ -137,7 +137,8 @@ func (d *deployment) start(object *appsv1.Deployment) {
 	template, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&object.Spec.Template)
 	require.NoError(d.t, err)
 	port := freePort(d.t)
-	environ := environList(d.containerEnviron(d.t, template), append(d.environ(d.t), "PORT="+strconv.Itoa(port), "HTTP_PROXY="+d.proxy)...)
+	environ := environList(d.containerEnviron(d.t, template), append(d.environ(d.t),
+		"KUBECONFIG="+d.login(d.t, namespace, account), "PORT="+strconv.Itoa(port), "HTTP_PROXY="+d.proxy)...)
 	d.made++
 	i := &instance{address: local(port), exit: make(chan struct{}), began: time.Now()}
 	i.process = start(d.t, fmt.Sprintf("scaled-%d", d.made), environ, binary)

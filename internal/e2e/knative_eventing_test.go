@@ -95,7 +95,8 @@ func (k *eventing) run(t *testing.T, c component) {
 	pod := newSandbox(t)
 	container := deployment.Spec.Template.Spec.Containers[0]
 	environ := append(k.environ(t, deployment, container), "KUBECONFIG="+k.login(t, system, deployment.Spec.Template.Spec.ServiceAccountName),
-		fmt.Sprintf("HTTP_PROXY=http://127.0.0.1:%d", proxyPort), "NO_PROXY=") // the loopback is never proxied
+		fmt.Sprintf("HTTP_PROXY=http://127.0.0.1:%d", proxyPort), fmt.Sprintf("HTTPS_PROXY=http://127.0.0.1:%d", proxyPort),
+		"NO_PROXY=") // the loopback is never proxied
 	api, err := url.Parse(k.config.Host)
 	require.NoError(t, err)
 	pod.letOut(t, api.Port())

@@ -24,11 +24,13 @@ import (
 
 const (
 	ingress  = "broker-ingress.knative-eventing"
+	broker   = "http://" + ingress + ".svc.cluster.local/" + namespace + "/reservation-expiry"
 	schedule = "*/10 * * * * *" // of ticks, in place of every five minutes
 )
 
-// TestKnative follows reservations through Knative's own components, under the manifests of overlay dev as they are.
-// Knative Serving alone is played: the function is a process that is started with what the Knative Service says.
+// TestKnative follows reservations through Knative's own components, under the manifests of overlay dev as they are, and
+// then with the component knative/oidc. Knative Serving alone is played: the function is a process that is started with
+// what the Knative Service says.
 func TestKnative(t *testing.T) {
 	w := newWorld(t)
 	k := installEventing(t, w.cluster, w.network)
@@ -37,6 +39,7 @@ func TestKnative(t *testing.T) {
 
 	ticksEndAReservation(t, w)
 	killedInMidDelivery(t, w, f)
+	tokensAreAsked(t, w, f)
 	nothingIsForbidden(t, w)
 }
 
@@ -47,8 +50,9 @@ func deploy(t *testing.T, w *world, k *eventing) *function {
 	w.apply(t, kustomize(t, "knative/overlays/dev"), metav1.FieldValidationStrict)
 	f := playServing(t, w)
 	k.runPingSources(t)
-	broker := w.awaitReady(t, "eventing.knative.dev/v1", "Broker", namespace, "reservation-expiry")
-	address, _, _ := unstructured.NestedString(broker.Object, "status", "address", "url")
+	b := w.awaitReady(t, "eventing.knative.dev/v1", "Broker", namespace, "reservation-expiry")
+	address, _, _ := unstructured.NestedString(b.Object, "status", "address", "url")
+	require.Equal(t, broker, address)
 	for _, o := range kustomize(t, "knative/overlays/dev") {
 		switch o.GetKind() {
 		case "Trigger", "PingSource", "SinkBinding":
@@ -191,18 +195,7 @@ func killedInMidDelivery(t *testing.T, w *world, f *function) {
 func askForSweep(t *testing.T, f *function) (id string) {
 	t.Helper()
 	id = "by-hand-" + strings.ToLower(t.Name())
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, f.proxy+"/"+namespace+"/reservation-expiry", strings.NewReader("{}"))
-	require.NoError(t, err)
-	request.Host = ingress + ".svc.cluster.local"
-	for name, value := range map[string]string{
-		"Ce-Specversion": "1.0", "Ce-Id": id, "Ce-Source": "//people/operator", "Ce-Type": event.SweepRequested, "Content-Type": "application/json",
-	} {
-		request.Header.Set(name, value)
-	}
-	response, err := http.DefaultClient.Do(request)
-	require.NoError(t, err)
-	require.NoError(t, response.Body.Close())
-	require.Equal(t, http.StatusAccepted, response.StatusCode)
+	require.Equal(t, http.StatusAccepted, f.post(broker, id, "{}", ""))
 	return id
 }
 

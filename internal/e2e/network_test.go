@@ -42,12 +42,15 @@ type hop struct {
 	Path     string    `json:"-"`
 	Type, ID string    // of the event, as its sender says
 	Time     string
-	Status   int `json:"-"` // 0: it is under way, or the connection broke, or nobody was there
+	Token    string `json:"-"` // that its sender showed
+	Status   int    `json:"-"` // 0: it is under way, or the connection broke, or nobody was there
 }
 
-func newNetwork(t *testing.T, cluster kubernetes.Interface) *network {
+func newNetwork(t *testing.T, c *cluster) *network {
 	t.Helper()
-	n := &network{cluster: cluster, behind: map[string]dial{}}
+	n := &network{cluster: c, behind: map[string]dial{"kubernetes.default": func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", strings.TrimPrefix(c.config.Host, "https://"))
+	}}}
 	n.proxy = &http.Server{Handler: n}
 	t.Cleanup(func() { _ = n.proxy.Close() })
 	return n
@@ -96,6 +99,10 @@ func (n *network) find(ctx context.Context, host string) (service string, to dia
 
 // ServeHTTP implements http.Handler.
 func (n *network) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodConnect {
+		n.tunnel(w, r)
+		return
+	}
 	h, err := n.arrive(r)
 	if err == nil {
 		err = n.bring(w, r, h)
@@ -108,9 +115,28 @@ func (n *network) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// tunnel leads to a Service with which TLS is spoken.
+func (n *network) tunnel(w http.ResponseWriter, r *http.Request) {
+	_, to, err := n.find(r.Context(), r.Host)
+	if err != nil {
+		w.WriteHeader(http.StatusBadGateway)
+		return
+	}
+	near, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	if _, err := io.WriteString(near, "HTTP/1.1 200 OK\r\n\r\n"); err != nil {
+		_ = near.Close()
+		return
+	}
+	join(near, to)
+}
+
 // arrive notes a request, and whose event it is.
 func (n *network) arrive(r *http.Request) (*hop, error) {
 	h := &hop{At: time.Now(), Path: r.URL.Path, Type: r.Header.Get("Ce-Type"), ID: r.Header.Get("Ce-Id")}
+	h.Token = strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
 	body, err := io.ReadAll(r.Body)
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/cloudevents+json") {

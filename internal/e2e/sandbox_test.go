@@ -109,20 +109,23 @@ func forward(l net.Listener, dial func(ctx context.Context) (net.Conn, error)) {
 		if err != nil {
 			return
 		}
-		go func() {
-			defer func() { _ = near.Close() }()
-			far, err := dial(context.Background())
-			if err != nil {
-				return
-			}
-			defer func() { _ = far.Close() }()
-			go func() {
-				_, _ = io.Copy(far, near)
-				_ = far.(*net.TCPConn).CloseWrite()
-			}()
-			_, _ = io.Copy(near, far)
-		}()
+		go join(near, dial)
 	}
+}
+
+// join has a connection reach whatever dial connects to, until that side ends it.
+func join(near net.Conn, dial func(ctx context.Context) (net.Conn, error)) {
+	defer func() { _ = near.Close() }()
+	far, err := dial(context.Background())
+	if err != nil {
+		return
+	}
+	defer func() { _ = far.Close() }()
+	go func() {
+		_, _ = io.Copy(far, near)
+		_ = far.(*net.TCPConn).CloseWrite()
+	}()
+	_, _ = io.Copy(near, far)
 }
 
 // letOut has a port inside lead to the same port of this machine's loopback.

@@ -57,7 +57,6 @@ func (w *world) environ(t *testing.T) []string {
 	return []string{
 		"POSTGRES_HOST=" + w.database.Hostname(), "POSTGRES_PORT=" + w.database.Port(), "POSTGRES_DB=" + w.database.Path[1:],
 		"POSTGRES_USER=" + w.database.User.Username(), "POSTGRES_PASSWORD=" + password,
-		"KUBECONFIG=" + w.login(t, namespace, account),
 		"AWS_ENDPOINT_URL=" + w.aws.url, "AWS_ACCESS_KEY_ID=" + w.Account, "AWS_SECRET_ACCESS_KEY=e2e", "AWS_EC2_METADATA_DISABLED=true",
 		"DISK_CONTENTS_BUCKET=" + w.Bucket, "DOMAIN_NAME=" + platform.Domain, "HOSTED_ZONE_ID=" + w.ZoneID,
 		"AVAILABILITY_UPDATER_FUNCTION_NAME=" + w.Function,
