@@ -40,6 +40,19 @@ func (h *handler) tell(ctx context.Context, t taken, status int) {
 	t.written()
 }
 
+// tellAhead begins to send what has ended so far and to write what is over of reservations' lives, while the delivery
+// goes on, and returns what waits for both.
+func (h *handler) tellAhead(ctx context.Context) (told func()) {
+	written := write(ctx, h.lives, h.log)
+	var flushing sync.WaitGroup
+	flushing.Go(func() {
+		if err := h.telemetry.FlushSpans(ctx); err != nil {
+			h.log.WarnContext(ctx, "telemetry is lost", "error", err)
+		}
+	})
+	return func() { written(); flushing.Wait() }
+}
+
 // write begins to write what is over of reservations' lives, and returns what waits until that is done. It need not wait
 // for a flush: which arrives first does not matter.
 func write(ctx context.Context, writer lives, log *slog.Logger, also ...string) (written func()) {

@@ -12,6 +12,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
@@ -71,6 +72,25 @@ func (p *pushed) count(name, key, word string) int64 {
 		}
 	}
 	return 0
+}
+
+func TestASweepsSpansAreSentWhileItsFollowUpsAre(t *testing.T) {
+	t.Parallel()
+	spans := tracetest.NewInMemoryExporter()
+	tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Spans: spans})
+	require.NoError(t, err)
+	d := newDesk(t)
+	d.telemetry = tel
+	d.due = func() error {
+		require.Eventually(t, func() bool { return len(spans.GetSpans()) > 0 }, 10*time.Second, time.Millisecond)
+		return nil
+	}
+	require.Equal(t, http.StatusAccepted, d.post(t, "/", binary(event.Ping), "").StatusCode)
+	got := spans.GetSpans()
+	require.Len(t, got, 2)
+	require.Equal(t, "sweep", got[0].Name)
+	require.Equal(t, "send", got[1].Name)
+	require.Equal(t, got[0].SpanContext.SpanID(), got[1].Parent.SpanID())
 }
 
 func TestAPostedDryRunChangesNothingThoughSomebodyCollectsTelemetry(t *testing.T) {

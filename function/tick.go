@@ -30,11 +30,11 @@ func (h *handler) tick(untraced context.Context, t *taken) (any, error) {
 		h.log.WarnContext(ctx, "another sweep has taken over and carries on", "error", err)
 		err = nil
 	}
+	span.End(string(result.Outcome), err)
 	if err == nil && !request.DryRun && result.Outcome != sweep.Skipped {
-		t.written = write(untraced, h.lives, h.log) // meanwhile
+		t.written = h.tellAhead(untraced) // meanwhile
 		err = h.afterwards(ctx)
 	}
-	span.End(string(result.Outcome), err)
 	return result, err
 }
 
@@ -67,10 +67,12 @@ func (h *handler) sweep(ctx context.Context, trigger string, request event.Sweep
 }
 
 // afterwards sends what became due and announces what became true. What could not be sent is worth the tick again:
-// the next one may be too late for a warning.
+// the next one may be too late for a warning. It has a span of its own, since the sweep's is on its way already.
 func (h *handler) afterwards(ctx context.Context) error {
+	ctx, span := h.telemetry.StartStep(ctx, "send")
 	err := h.sendDue(ctx)
 	h.announce(ctx)
+	span.End("", err)
 	if err != nil {
 		h.log.ErrorContext(ctx, "follow-ups could not be sent and stay due", "error", err)
 		return &unavailable{reason: "the sweep is done, but not all follow-ups could be sent; they stay due", after: retryAfter}

@@ -3,6 +3,7 @@
 package instrument
 
 import (
+	"context"
 	"net/http"
 	"strings"
 
@@ -15,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 )
 
 // Providers make the spans and metrics; *telemetry.Telemetry is one.
@@ -25,14 +27,27 @@ type Providers interface {
 
 // Postgres returns a tracer for pgx's ConnConfig.Tracer. Statements are recorded, their parameters are not.
 func Postgres(p Providers, host, database string) pgx.QueryTracer {
-	return otelpgx.NewTracer(
+	return statements{otelpgx.NewTracer(
 		otelpgx.WithTracerProvider(p.TracerProvider()),
 		otelpgx.WithMeterProvider(p.MeterProvider()),
 		otelpgx.WithDisableAcquireTracer(),
 		// The tracer would copy the whole connection config for each statement to learn these.
 		otelpgx.WithDisableConnectionDetailsInAttributes(),
 		otelpgx.WithTracerAttributes(semconv.ServerAddress(host), semconv.DBNamespace(database)),
-	)
+	)}
+}
+
+// statements makes no span of the beginning and the end of a transaction. They would be nearly half of a sweep's, which
+// its answer waits for, and say nothing: an error of theirs is the caller's, and their time is seen between the others'.
+type statements struct{ *otelpgx.Tracer }
+
+// TraceQueryStart implements pgx.QueryTracer.
+func (s statements) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	switch data.SQL {
+	case "begin", "commit", "rollback":
+		ctx = trace.ContextWithSpan(ctx, noop.Span{})
+	}
+	return s.Tracer.TraceQueryStart(ctx, conn, data)
 }
 
 // HTTP wraps the transport that sends events.

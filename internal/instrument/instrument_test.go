@@ -159,6 +159,10 @@ func TestStatementsAreRecordedWithoutTheirParameters(t *testing.T) {
 	tel, spans := setup(t)
 	tracer := instrument.Postgres(tel, "db.internal", "platform")
 	calls := within(t, tel, spans, func(ctx context.Context) {
+		for _, frame := range []string{"begin", "commit", "rollback"} {
+			tracer.TraceQueryEnd(tracer.TraceQueryStart(ctx, nil, pgx.TraceQueryStartData{SQL: frame}), nil, pgx.TraceQueryEndData{})
+		}
+		require.True(t, trace.SpanFromContext(ctx).IsRecording(), "the action goes on")
 		ctx = tracer.TraceQueryStart(ctx, nil, pgx.TraceQueryStartData{SQL: "select status from reservations where user_id = $1", Args: []any{"ada"}})
 		tracer.TraceQueryEnd(ctx, nil, pgx.TraceQueryEndData{})
 	})

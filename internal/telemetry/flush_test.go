@@ -113,6 +113,31 @@ func TestFlushDeliversBeforeItReturns(t *testing.T) {
 	require.NoError(t, tel.Shutdown(t.Context()))
 }
 
+func TestWhatHasEndedCanBeSentAheadAndItsChildrenLater(t *testing.T) {
+	t.Parallel()
+	c := newCollector(t, nil)
+	tel := exportingTo(t, c.URL)
+	ctx, sweep := tel.StartDelivery(t.Context(), "sweep")
+	_, call := tel.StartStep(ctx, "call")
+	call.End("done", nil)
+	require.NoError(t, tel.FlushSpans(t.Context()))
+	spans, _ := c.got()
+	require.Empty(t, spans, "nothing before what it hangs below has ended")
+	sweep.End("ok", nil)
+	ctx, send := tel.StartStep(ctx, "send")
+	_, post := tel.StartStep(ctx, "post")
+	post.End("done", nil)
+	require.NoError(t, tel.FlushSpans(t.Context()))
+	spans, pushes := c.got()
+	require.Equal(t, []string{"call", "sweep"}, spans)
+	require.Zero(t, pushes, "metrics are pushed once")
+	send.End("done", nil)
+	require.NoError(t, tel.Flush(t.Context()))
+	spans, _ = c.got()
+	require.Equal(t, []string{"call", "sweep", "post", "send"}, spans)
+	require.NoError(t, tel.Shutdown(t.Context()))
+}
+
 func TestABadCollectorCostsADeliveryLessThanASecond(t *testing.T) {
 	t.Parallel()
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts connections into its backlog and never reads

@@ -2,11 +2,13 @@ package telemetry_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 
@@ -237,4 +239,12 @@ func TestAPingIsATimer(t *testing.T) {
 	require.Equal(t, "timer", got["faas.trigger"])
 	require.Equal(t, "x", got["cloudevents.event_subject"])
 	require.NotContains(t, got, "faas.coldstart")
+}
+
+func TestALongTextIsCut(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, env{})
+	_, span := tel.StartDelivery(t.Context(), "sweep", attribute.String("db.query.text", strings.Repeat("x", 5000)))
+	span.End("ok", nil)
+	require.Len(t, attributes(flushed(t, tel, spans)["sweep"])["db.query.text"], 1024)
 }

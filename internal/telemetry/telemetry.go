@@ -137,24 +137,22 @@ func (t *Telemetry) MeterProvider() metric.MeterProvider { return t.meters }
 // whatever the collector does. It does not heed ctx being cancelled: a delivery that ran out of time is the one
 // worth seeing. A failure is worth a line in the log and nothing more.
 func (t *Telemetry) Flush(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushBudget)
-	defer cancel()
-	return t.flush(ctx)
+	return t.push(ctx, t.flushSpans, t.flushMetrics)
 }
 
-func (t *Telemetry) flush(ctx context.Context) error {
-	metrics := make(chan error, 1)
-	go func() { metrics <- t.flushMetrics(ctx) }()
-	spans := make(chan error, 1)
-	go func() {
-		if t.buffer == nil {
-			spans <- nil
-			return
-		}
-		spans <- t.buffer.ForceFlush(ctx)
-	}()
+// FlushSpans is Flush without the metrics, of which a delivery is to push one reading: what has ended is sent while
+// the rest of the delivery goes on.
+func (t *Telemetry) FlushSpans(ctx context.Context) error { return t.push(ctx, t.flushSpans) }
+
+func (t *Telemetry) push(ctx context.Context, signals ...func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushBudget)
+	defer cancel()
+	done := make(chan error, len(signals))
+	for _, signal := range signals {
+		go func() { done <- signal(ctx) }()
+	}
 	var errs []error
-	for _, done := range []chan error{spans, metrics} {
+	for range signals {
 		select {
 		case err := <-done:
 			errs = append(errs, err)
@@ -166,6 +164,13 @@ func (t *Telemetry) flush(ctx context.Context) error {
 		return fmt.Errorf("flush telemetry: %w", err)
 	}
 	return nil
+}
+
+func (t *Telemetry) flushSpans(ctx context.Context) error {
+	if t.buffer == nil {
+		return nil
+	}
+	return t.buffer.ForceFlush(ctx)
 }
 
 func (t *Telemetry) flushMetrics(ctx context.Context) error {
@@ -223,9 +228,16 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// spanLimits are the SDK's, except that a sweep links to every reservation it acted on.
+// longest is what is kept of an attribute's text. The beginning of a statement tells which one it is, and a collector
+// that indexes attributes takes its time over long ones.
+const longest = 1024
+
+// spanLimits are the SDK's, except that a sweep links to every reservation it acted on and that no text is endless.
 func spanLimits(getenv func(string) string) sdktrace.SpanLimits {
 	limits := sdktrace.NewSpanLimits()
+	if getenv("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT") == "" {
+		limits.AttributeValueLengthLimit = longest
+	}
 	if getenv("OTEL_SPAN_LINK_COUNT_LIMIT") == "" {
 		limits.LinkCountLimit = -1
 	}
