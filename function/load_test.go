@@ -104,6 +104,23 @@ func TestADeliveryThatWasToldToEndNoMoreSaysSo(t *testing.T) {
 	require.Empty(t, d.calls)
 }
 
+func TestTheDoorTellsWhenTheLastHasLeft(t *testing.T) {
+	t.Parallel()
+	var d door
+	require.True(t, d.enter())
+	require.True(t, d.enter())
+	d.leave()
+	empty := d.close()
+	require.False(t, d.enter())
+	select {
+	case <-empty:
+		t.Fatal("somebody is inside")
+	default:
+	}
+	d.leave()
+	<-empty
+}
+
 func TestReadyzSaysWhatToDo(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

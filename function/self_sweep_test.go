@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"log/slog"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -39,6 +42,37 @@ func TestTheSweepThatIsDueIsAskedForAtOnceAndThenAsItBecomesDue(t *testing.T) {
 	stop()
 	<-ended
 	require.Empty(t, sent)
+}
+
+func TestOnlyASweepThatIsDueIsAskedFor(t *testing.T) {
+	t.Parallel()
+	over, end := context.WithCancel(t.Context())
+	end()
+	away := errors.New("away")
+	for name, c := range map[string]struct {
+		ctx          context.Context
+		due          bool
+		err, refused error
+		sent, warned bool
+	}{
+		"due":                      {ctx: t.Context(), due: true, sent: true},
+		"not due":                  {ctx: t.Context()},
+		"due as the process ends":  {ctx: over, due: true},
+		"nobody knows":             {ctx: t.Context(), due: true, err: away, warned: true},
+		"nobody knows at the end":  {ctx: over, err: away},
+		"due, but it is not taken": {ctx: t.Context(), due: true, refused: away, sent: true, warned: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var log bytes.Buffer
+			sent := false
+			s := newSelfSweeper(func(context.Context) (bool, error) { return c.due, c.err }, event.Builder{},
+				sendTo(func(context.Context, ce.Event) error { sent = true; return c.refused }), slog.New(slog.NewTextHandler(&log, nil)))
+			s.look(c.ctx, t.Context())
+			require.Equal(t, c.sent, sent)
+			require.Equal(t, c.warned, log.Len() > 0, log.String())
+		})
+	}
 }
 
 func TestASweepThatItAskedForIsGivenTimeWhenTheProcessEnds(t *testing.T) {
