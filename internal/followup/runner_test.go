@@ -175,6 +175,20 @@ func TestAnActionThatTakesTooLongHasFailed(t *testing.T) {
 	require.Equal(t, 1, w.row(t).Attempts)
 }
 
+func TestAnActionHasLessTimeThanItsLeaseLasts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	_, err := w.runner(func(ctx context.Context, _ postgres.FollowUp) (followup.Result, error) {
+		deadline, ok := ctx.Deadline()
+		require.True(t, ok)
+		require.Greater(t, time.Until(deadline), 30*time.Second)
+		require.Less(t, time.Until(deadline), 110*time.Second)
+		return followup.Done("sent"), nil
+	}).Run(t.Context(), postgres.Cleanup, key)
+	require.NoError(t, err)
+	require.Equal(t, "sent", w.row(t).Outcome)
+}
+
 func TestARowThatCannotBeClaimedIsNotWorkedOn(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -234,6 +248,7 @@ func TestPausesGrowAndAfterTenFailuresAreAnHour(t *testing.T) {
 		15 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute, 4 * time.Minute, 4 * time.Minute, 4 * time.Minute, 4 * time.Minute,
 		4 * time.Minute, time.Hour, time.Hour,
 	}, pauses)
+	require.Equal(t, 14_250*time.Millisecond, followup.Pause(1, 0.5))
 	rapid.Check(t, func(t *rapid.T) {
 		failures := rapid.IntRange(-5, 100_000).Draw(t, "failures")
 		jitter := rapid.Float64Range(0, 1).Draw(t, "jitter")
