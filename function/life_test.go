@@ -179,6 +179,48 @@ func TestADayInTheLifeOfAReservationIsOneTrace(t *testing.T) {
 	t.Log(drawn.String())
 }
 
+func TestALifeWhoseRowThePlatformDeletesInMidCleanupSaysToItsEndWhoseItIs(t *testing.T) {
+	t.Parallel()
+	d := newDay(t)
+	d.queue()
+	d.become("preparing")
+	d.passes(5 * time.Minute)
+	d.launch()
+	live := d.process()
+	d.tick(live) // it sees the pod
+	d.ends(live)
+	d.passes(23*time.Hour + 3*time.Minute) // and three minutes past the deadline
+	first := d.process()
+	d.tick(first)
+	d.until("the cleanup waits for the disk", `
+		select exists (select from expiry.cleanup_steps where step = 'pod' and finished_at is not null)
+		   and exists (select from expiry.cleanup_steps where step = 'disk' and finished_at is null)`)
+	d.ends(first)
+
+	d.exec("delete from reservations where reservation_id = $1", d.id)
+	d.detach()
+	d.passes(5 * time.Minute)
+	second := d.process()
+	d.tick(second)
+	d.until("the disk is free", `select exists (select from expiry.cleanups where outcome = 'released')`)
+	d.tick(second)
+	d.ends(second)
+	d.seen("reservation", 1)
+
+	life, err := d.viewer().Trace(t.Context(), telemetry.TraceID(d.id).String())
+	require.NoError(t, err)
+	spans := nested(t, life)
+	for _, name := range []string{"active!", "cleanup", "cleanup!", "disk held!", "snapshot!", "snapshot.sync", "step disk!", "disk"} {
+		require.NotEmpty(t, spans[name], name)
+	}
+	searchable(t, d, life)
+	for _, s := range life.Spans {
+		if s.Attributes["span.kind"] != "client" && s.Name != "queued" && s.Name != "preparing" && s.Name != "warning" {
+			require.Equal(t, "expired", s.Attributes["reservation.status"], s.Name)
+		}
+	}
+}
+
 // whole checks that every phase and step is there once, where it belongs, and in order.
 func whole(t *testing.T, spans map[string][]jaeger.Span) {
 	t.Helper()

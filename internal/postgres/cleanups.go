@@ -46,9 +46,9 @@ type CleanupRecord struct {
 	Reason        string
 	UserID        string
 	GPUType       string
-	Status        reservation.Status
-	Vanished      bool // the platform has deleted the reservation's row
-	EndedAgain    bool // it came back to life since the cleanup was asked for, which is to begin anew
+	Status        reservation.Status // without a row: what it ended as
+	Vanished      bool               // the platform has deleted the reservation's row
+	EndedAgain    bool               // it came back to life since the cleanup was asked for, which is to begin anew
 	Started       time.Time
 	Deadline      time.Time
 	Ended         time.Time // by the row, else when a cleanup was first asked for
@@ -76,10 +76,11 @@ func (c CleanupRecord) Over() bool { return c.Vanished || c.Status.Ended() }
 // LoadCleanup reads a reservation's cleanup. It reports false where there is none.
 func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRecord, bool, error) {
 	c, found, err := first(query(ctx, db, scanCleanup, `
-		select c.reservation_id, c.reason, coalesce(c.user_id, r.user_id, ''), coalesce(r.gpu_type, ''),
-		       coalesce(r.status, ''), r.reservation_id is null, `+endedAgain+`, r.launched_at is not null,
+		select c.reservation_id, c.reason, coalesce(c.user_id, r.user_id, ''), coalesce(r.gpu_type, c.gpu_type, ''),
+		       coalesce(r.status, case when r.reservation_id is null then c.status end, ''),
+		       r.reservation_id is null, `+endedAgain+`, r.launched_at is not null,
 		       coalesce(c.pod_name, r.pod_name, ''), coalesce(r.namespace, ''),
-		       r.created_at, r.expires_at,
+		       r.created_at, coalesce(r.expires_at, c.expires_at),
 		       coalesce(`+endWritten+`, least(r.updated_at, c.requested_at)),
 		       coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''), coalesce(c.node_name, ''),
 		       coalesce(c.instance_id, ''), coalesce(c.claim_name, ''), coalesce(c.claim_uid, ''),
@@ -175,11 +176,13 @@ func (db *DB) BeginCleanupAnew(ctx context.Context, reservationID string) error 
 // is what a sweep has written, or, of one that a user has cancelled, just that.
 func createCleanup(ctx context.Context, tx pgx.Tx, reservationID string) error {
 	_, err := tx.Exec(ctx, `
-		insert into expiry.cleanups (reservation_id, reason, user_id, pod_name, volume_id, disk_name)
+		insert into expiry.cleanups (
+		    reservation_id, reason, user_id, pod_name, volume_id, disk_name, gpu_type, status, created_at, launched_at, expires_at)
 		select reservation_id,
 		       coalesce(nullif(failure_reason, ''), case when status <> 'cancelled' then nullif(current_detailed_status, '') end, status),
 		       user_id, nullif(pod_name, ''),
-		       `+volumeIn("ebs_volume_id")+`, nullif(disk_name, '')
+		       `+volumeIn("ebs_volume_id")+`, nullif(disk_name, ''),
+		       gpu_type, status, created_at, launched_at, expires_at
 		from reservations
 		where reservation_id = $1 and status in ('expired', 'cancelled', 'failed')
 		on conflict do nothing`, reservationID)

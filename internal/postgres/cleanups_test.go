@@ -10,6 +10,7 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/reservation"
 	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
@@ -107,7 +108,9 @@ func TestACleanupIsReadFromWhateverTheRowHolds(t *testing.T) {
 func TestAVanishedReservationsCleanupGoesOn(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, db *postgres.DB) {
-		exec(t, db, "insert into reservations (reservation_id, user_id, status, ebs_volume_id) values ('r', 'alice', 'expired', 'vol-0123abcd')")
+		exec(t, db, `
+			insert into reservations (reservation_id, user_id, gpu_type, status, expires_at, ebs_volume_id)
+			values ('r', 'alice', 'h100', 'expired', '2026-03-01 12:00Z', 'vol-0123abcd')`)
 		_, err := db.EnsureCleanup(t.Context(), "r")
 		require.NoError(t, err)
 		exec(t, db, "delete from reservations")
@@ -117,6 +120,9 @@ func TestAVanishedReservationsCleanupGoesOn(t *testing.T) {
 		require.True(t, c.Vanished)
 		require.True(t, c.Over())
 		require.Equal(t, "alice", c.UserID)
+		require.Equal(t, "h100", c.GPUType)
+		require.Equal(t, reservation.Expired, c.Status)
+		require.Equal(t, time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), c.Deadline)
 		require.Equal(t, "vol-0123abcd", c.VolumeID)
 	})
 }

@@ -25,7 +25,7 @@ const (
 
 // Lifecycle is what is recorded of a reservation's life, under a lease on its trace. Times are zero where nothing tells them.
 type Lifecycle struct {
-	reservation.Reservation // without a row: the id and the user alone
+	reservation.Reservation // without a row: what its cleanup remembers
 
 	Stage    Stage
 	Ended    time.Time
@@ -142,32 +142,35 @@ func readRows(reads *pgx.Batch, ids []string, byID map[string]*Lifecycle) {
 		        where f.reservation_id = t.reservation_id and f.kind in ('warning', 'notice')),
 		       c.reservation_id is not null, coalesce(c.user_id, ''), coalesce(c.reason, ''), c.requested_at, c.disk_released_at,
 		       c.settled_at, coalesce(c.outcome, ''), coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''),
-		       coalesce(c.volume_id, ''), coalesce(c.disk_name, '')
+		       coalesce(c.volume_id, ''), coalesce(c.disk_name, ''),
+		       coalesce(c.status, ''), coalesce(c.gpu_type, ''), c.created_at, c.launched_at, c.expires_at
 		from unnest($1::text[]) as t (reservation_id)
 		left join (`+lives+`) l using (reservation_id)
 		left join reservations r using (reservation_id)
 		left join expiry.cleanups c using (reservation_id)`, ids).Query(each(func(rows pgx.Rows) error {
 		var (
-			id, user                           string
+			id                                 string
 			stage                              Stage
-			r                                  reservation.Reservation
+			r, remembered                      reservation.Reservation
 			ended                              reservation.Instant
 			told, requested, released, settled *time.Time
 			hasCleanup                         bool
 			c                                  LifecycleCleanup
 		)
 		targets := append([]any{&id, &stage}, reservationFields(&r)...)
-		targets = append(targets, &ended, &told, &hasCleanup, &user, &c.Reason, &requested, &released,
-			&settled, &c.Outcome, &c.Namespace, &c.PodName, &c.PodUID, &c.VolumeID, &c.DiskName)
+		targets = append(targets, &ended, &told, &hasCleanup, &remembered.UserID, &c.Reason, &requested, &released,
+			&settled, &c.Outcome, &c.Namespace, &c.PodName, &c.PodUID, &c.VolumeID, &c.DiskName,
+			&remembered.Status, &remembered.GPUType, &remembered.CreatedAt, &remembered.LaunchedAt, &remembered.ExpiresAt)
 		if err := rows.Scan(targets...); err != nil {
 			return err
 		}
+		if r.ID == "" { // the platform has deleted the row
+			r = remembered
+		}
 		l := byID[id]
 		l.Reservation, l.Stage, l.ToldAt = r, stage, orZero(told)
+		l.ID = id
 		l.Ended, _ = ended.Time()
-		if l.ID = id; l.UserID == "" {
-			l.UserID = user
-		}
 		if hasCleanup && stage >= StageEnded {
 			c.RequestedAt, c.DiskReleased, c.SettledAt = orZero(requested), orZero(released), orZero(settled)
 			l.Cleanup = &c
