@@ -32,7 +32,7 @@ type database struct {
 }
 
 // tidyEvery is after how many worlds their dead rows go. Each time all plans are made anew, which takes as long as a world.
-const tidyEvery = 25
+const tidyEvery = 50
 
 const simSchema = `
 create schema sim;
@@ -186,8 +186,8 @@ func (d *database) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx
 		}
 		return ctx
 	}
-	if word == "begin" && (p.dead || d.world.faults.out(sql)) {
-		p.inTx++ // what comes next fails: that a begin does costs the connection, and all that was prepared on it
+	if word == "begin" && (p.dead || d.world.faults.out(sql) || !d.world.oneIn(4)) {
+		p.inTx++ // that a begin fails costs the connection and all that was prepared on it: mostly what comes next does
 		return ctx
 	}
 	verdict := d.world.statement(ctx, p, word)

@@ -78,9 +78,10 @@ func (w *world) uuid() uuid.UUID {
 // pick returns one of them.
 func pick[T any](w *world, from ...T) T { return from[w.rand.IntN(len(from))] }
 
-// say adds a line to the history.
+// say adds a line to the history. What pgx says of the statements that it keeps is left out: that is another seed's doing.
 func (w *world) say(who, format string, args ...any) {
-	w.history = append(w.history, fmt.Sprintf("%s %s%-10s %s", w.now().Format("02T15:04:05.000"), strings.Repeat("  ", w.depth), who, fmt.Sprintf(format, args...)))
+	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "failed to deallocate cached statement(s): ", "")
+	w.history = append(w.history, fmt.Sprintf("%s %s%-10s %s", w.now().Format("02T15:04:05.000"), strings.Repeat("  ", w.depth), who, text))
 }
 
 // in makes an appointment.
