@@ -127,6 +127,19 @@ func TestAPanicIsAFailureLikeAnyOther(t *testing.T) {
 	require.Equal(t, row{State: "due", Attempts: 1, Error: "panic: oops"}, w.row(t))
 }
 
+func TestTheTenthFailureInARowPausesForAnHour(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	_, err := w.look.Exec(t.Context(), "update expiry.follow_ups set attempts = 9")
+	require.NoError(t, err)
+	_, err = w.runner(func(context.Context, postgres.FollowUp) (followup.Result, error) {
+		return followup.Result{}, errors.New("boom")
+	}).
+		Run(t.Context(), postgres.Cleanup, key)
+	require.NoError(t, err)
+	require.Equal(t, row{State: "due", Attempts: 10, Error: "boom", DueIn: time.Hour}, w.row(t))
+}
+
 func TestAKindWithoutAnActionIsAFailure(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -182,7 +195,9 @@ func TestAnActionHasLessTimeThanItsLeaseLasts(t *testing.T) {
 		deadline, ok := ctx.Deadline()
 		require.True(t, ok)
 		require.Greater(t, time.Until(deadline), 30*time.Second)
-		require.Less(t, time.Until(deadline), 110*time.Second)
+		var leased bool
+		require.NoError(t, w.look.QueryRow(ctx, "select lease_expires_at > clock_timestamp() + $1 from expiry.follow_ups", time.Until(deadline)).Scan(&leased))
+		require.True(t, leased)
 		return followup.Done("sent"), nil
 	}).Run(t.Context(), postgres.Cleanup, key)
 	require.NoError(t, err)
