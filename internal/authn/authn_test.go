@@ -81,6 +81,8 @@ func TestTheSecretInAFileMayChangeAtAnyTime(t *testing.T) {
 			require.NotContains(t, err.Error(), "hunter2")
 		}
 	}
+	require.NoError(t, os.WriteFile(file, []byte("sixteen-letters."), 0o600))
+	require.NoError(t, admit("sixteen-letters."), "the shortest there may be")
 	require.NoError(t, os.Remove(file))
 	require.ErrorIs(t, admit(first), os.ErrNotExist)
 	_, err := authn.SecretFile(file).Send()

@@ -251,3 +251,14 @@ func TestTheClustersOwnIssuerIsAskedByTheServiceAccount(t *testing.T) {
 	_, err = admit(t, guard(), good)
 	requireMayPass(t, err)
 }
+
+func TestOnlyTheClusterItselfIsAskedByTheServiceAccount(t *testing.T) {
+	t.Parallel()
+	for issuer, inside := range map[string]bool{
+		"https://kubernetes.default.svc": true, "https://kubernetes.default.svc.cluster.local": true,
+		"https://issuer.example.org": false, "https://kubernetes.default.svcs": false, "https://kubernetes.default.svc\x00": false,
+	} {
+		_, outside := authn.TransportFor(issuer).(*http.Transport)
+		require.Equal(t, inside, !outside, issuer)
+	}
+}
