@@ -186,6 +186,7 @@ type delivery struct {
 	read    time.Time // by opts.Now, when record was read
 	checked bool      // the cluster is the one where the reservations live
 	pod     *pod.Pod  // the reservation's own, as first seen in this delivery
+	unclear string    // why nobody can say which of the pod's volumes is the disk
 	handed  string    // the outcome under which the keeper has handed the disk to another follow-up
 }
 

@@ -311,7 +311,7 @@ func TestTheVolumeIsFoundWhereTheRowLacksIt(t *testing.T) {
 		"the pod itself": {func(t *testing.T, w *world) {
 			w.exec(t, "update reservations set ebs_volume_id = null")
 			p := w.pods[podKey]
-			p.Claims, p.VolumeIDs = nil, []string{volume}
+			p.Claims, p.HomeClaim, p.VolumeIDs, p.HomeVolumeID = nil, "", []string{volume}, volume
 			w.pods[podKey] = p
 		}, "volume " + volume + " by the pod"},
 		"the disk that it holds": {func(t *testing.T, w *world) {

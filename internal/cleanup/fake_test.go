@@ -207,7 +207,15 @@ func (o *outside) DescribeInstance(_ context.Context, id string) (disk.Instance,
 }
 
 func (o *outside) DescribeVolume(_ context.Context, id string) (v disk.Volume, err error) {
-	err = o.do("describe volume "+id, func() error { v = disk.Volume{ID: id, Tags: maps.Clone(o.tags)}; return nil })
+	err = o.do("describe volume "+id, func() error {
+		v = disk.Volume{ID: id, Tags: maps.Clone(o.tags)}
+		for _, tagged := range o.tagged {
+			if tagged.ID == id {
+				v = tagged
+			}
+		}
+		return nil
+	})
 	return v, err
 }
 

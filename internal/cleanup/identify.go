@@ -23,6 +23,8 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	}
 	id := postgres.Identity{VolumeID: c.VolumeID, DiskName: c.DiskName}
 	var volumes []pod.PersistentVolume
+	var onHome string
+	var undecided []string
 	outcome, said := done, []string{why}
 	if p == nil {
 		outcome = missing
@@ -35,18 +37,26 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 		if volumes, err = a.volumesOf(ctx, *p); err != nil {
 			return result{}, err
 		}
+		onHome, undecided = p.HomeVolume(volumes)
 	}
-	name, held, err := a.Store.DiskOf(ctx, c.ReservationID, c.UserID, cmp.Or(id.VolumeID, firstVolume(p, volumes)))
+	name, held, err := a.Store.DiskOf(ctx, c.ReservationID, c.UserID, cmp.Or(id.VolumeID, onHome))
 	if err != nil {
 		return result{}, err
 	}
 	id.DiskName = cmp.Or(id.DiskName, name)
 	from := "the row"
 	if id.VolumeID == "" {
-		id.VolumeID, from = firstVolume(p, volumes), "the pod"
+		id.VolumeID, from = onHome, "the pod"
 	}
 	if id.VolumeID == "" && (p != nil || c.Launched || c.Status == reservation.Failed) { // what waited in the queue has written to none
 		id.VolumeID, from = held, "the disk"
+	}
+	if id.VolumeID == "" && len(undecided) > 0 {
+		id.VolumeID, undecided, err = a.byTags(ctx, disk.Key{User: c.UserID, Name: id.DiskName}, undecided)
+		if err != nil {
+			return result{}, err
+		}
+		from = "its tags"
 	}
 	for _, v := range volumes {
 		if v.VolumeID == id.VolumeID {
@@ -55,10 +65,14 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 			said = append(said, fmt.Sprintf("the pod also has volume %s (%s)", v.VolumeID, v.Name))
 		}
 	}
-	if id.VolumeID == "" {
-		said = append(said, "no volume is known")
-	} else {
+	switch {
+	case id.VolumeID != "":
 		said = append(said, fmt.Sprintf("volume %s by %s", id.VolumeID, from))
+	case len(undecided) > 0:
+		d.unclear = "cannot tell on which of its volumes the pod had the user's home: " + strings.Join(undecided, ", ")
+		outcome, said = unclear, []string{d.unclear}
+	default:
+		said = append(said, "no volume is known")
 	}
 	detail := strings.Join(said, "; ")
 	if err := a.Store.RecordIdentity(ctx, c.ReservationID, id, outcome, detail); err != nil {
@@ -184,21 +198,29 @@ func (a *Action) volumesOf(ctx context.Context, p pod.Pod) ([]pod.PersistentVolu
 			return nil, err
 		}
 		if v.VolumeID != "" {
+			v.ClaimNamespace, v.ClaimName, v.ClaimUID = p.Namespace, name, claim.UID
 			volumes = append(volumes, v)
 		}
 	}
 	return volumes, nil
 }
 
-// firstVolume is the volume that the pod mounts, by a claim or named by itself.
-func firstVolume(p *pod.Pod, volumes []pod.PersistentVolume) string {
-	switch {
-	case len(volumes) > 0:
-		return volumes[0].VolumeID
-	case p != nil && len(p.VolumeIDs) > 0:
-		return p.VolumeIDs[0]
+// byTags returns the one of several volumes of a pod that is the disk by its tags; else undecided are those that may be
+// it, as far as EC2 knows them.
+func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string) (id string, undecided []string, err error) {
+	var volumes []disk.Volume
+	for _, id := range ids {
+		v, err := a.EC2.DescribeVolume(ctx, id)
+		gone, err := a.home.Gone(ctx, err)
+		if err != nil {
+			return "", nil, err
+		}
+		if !gone {
+			volumes = append(volumes, v)
+		}
 	}
-	return ""
+	id, undecided = k.Choose(volumes)
+	return id, undecided, nil
 }
 
 // nameDisk learns the disk's name from its volume's tags where nothing else has told it.
@@ -208,8 +230,8 @@ func (a *Action) nameDisk(ctx context.Context, d *delivery) error {
 		return nil
 	}
 	v, err := a.EC2.DescribeVolume(ctx, c.VolumeID)
-	if _, err = a.home.Gone(ctx, err); err != nil || v.Tags[disk.TagDisk] == "" {
-		return err
+	if _, err = a.home.Gone(ctx, err); err != nil || v.Tags[disk.TagDisk] == "" || (disk.Key{User: c.UserID}).Others(v) != "" {
+		return err // another's volume names no disk of this user: the keeper refuses it
 	}
 	c.DiskName = v.Tags[disk.TagDisk]
 	return a.Store.RecordDiskName(ctx, c.ReservationID, c.DiskName)

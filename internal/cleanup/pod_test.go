@@ -218,7 +218,8 @@ func (w *world) revive(t *testing.T) {
 	w.exec(t, "update reservations set status = 'cancelled', launched_at = now() - interval '10 minutes', cancelled_at = now(), ebs_volume_id = $1", secondVolume)
 	w.exec(t, "update disks set in_use = true, reservation_id = $1, ebs_volume_id = $2", id, secondVolume)
 	p := w.pod("uid-2")
-	p.Created, p.Claims, p.VolumeIDs = w.now().Add(-10*time.Minute).UTC(), nil, []string{secondVolume}
+	p.Created, p.Claims, p.HomeClaim = w.now().Add(-10*time.Minute).UTC(), nil, ""
+	p.VolumeIDs, p.HomeVolumeID = []string{secondVolume}, secondVolume
 	w.pods[podKey] = p
 	w.exec(t, "insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ($1, $2, $3, $4, $5)", // by a sweep
 		p.UID, id, p.Namespace, p.Name, p.Created)

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	awssdk "github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
 	"github.com/stretchr/testify/require"
@@ -175,4 +176,24 @@ func TestADeliveryKilledForRealGoesOn(t *testing.T) {
 	require.Equal(t, followup.StateDone, r.deliver(t).State)
 	require.Nil(t, r.podThere(t))
 	require.Equal(t, postgres.OutcomeReleased, r.text(t, "select outcome from expiry.cleanups"))
+}
+
+func TestOfTwoClaimsTheOneMountedAtHomeIsTheDiskForReal(t *testing.T) {
+	t.Parallel()
+	r := newReality(t, ample)
+	other, err := ec2.NewFromConfig(r.aws.Config).CreateVolume(t.Context(), &ec2.CreateVolumeInput{AvailabilityZone: awssdk.String("us-east-1a"), Size: awssdk.Int32(10)})
+	require.NoError(t, err)
+	r.claim(t, "imagenet", "data-"+r.pv, *other.VolumeId)
+	zero := int64(0)
+	require.NoError(t, r.Client.CoreV1().Pods(r.Namespace).Delete(t.Context(), r.podName, metav1.DeleteOptions{GracePeriodSeconds: &zero}))
+	require.Eventually(t, func() bool { return r.podThere(t) == nil }, 30*time.Second, 20*time.Millisecond)
+	r.pod(t, func(p *corev1.Pod) {
+		p.Spec.Volumes = []corev1.Volume{{Name: "imagenet", VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "imagenet"}}}}
+		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "imagenet", MountPath: "/data"}}
+	})
+	report := r.deliver(t)
+	require.Equal(t, followup.StateDone, report.State, "%s", report.Error)
+	require.Equal(t, r.volume+" work", r.text(t, "select detail from expiry.cleanup_steps where step = 'disk'"))
+	require.Equal(t, r.pv, r.text(t, "select pv_name from expiry.cleanups"))
 }

@@ -104,31 +104,38 @@ func (r *reality) buildKubernetes(t *testing.T) {
 	t.Helper()
 	ctx, core := t.Context(), r.Client.CoreV1()
 	r.node = r.CreateNode(func(n *corev1.Node) { n.Spec.ProviderID = "aws:///us-east-1a/" + r.instance }).Name
-	none, modes := "", []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
-	size := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("10Gi")}
-	claim, err := core.PersistentVolumeClaims(r.Namespace).Create(ctx, &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Name: "disk-alice"},
-		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: modes, VolumeName: r.pv, StorageClassName: &none,
-			Resources: corev1.VolumeResourceRequirements{Requests: size}},
-	}, metav1.CreateOptions{})
-	require.NoError(t, err)
-	_, err = core.PersistentVolumes().Create(ctx, &corev1.PersistentVolume{
-		ObjectMeta: metav1.ObjectMeta{Name: r.pv},
-		Spec: corev1.PersistentVolumeSpec{
-			Capacity: size, AccessModes: modes, PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
-			ClaimRef: &corev1.ObjectReference{Namespace: r.Namespace, Name: claim.Name, UID: claim.UID},
-			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
-				Driver: "ebs.csi.aws.com", VolumeHandle: r.volume}},
-		}}, metav1.CreateOptions{})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = core.PersistentVolumes().Delete(context.Background(), r.pv, metav1.DeleteOptions{}) })
+	r.claim(t, "disk-alice", r.pv, r.volume)
 	r.pod(t)
-	_, err = r.Exec(r.podName, nil, "sh", "-c", "mkdir -p /home/dev/work && echo hello >/home/dev/work/notes.txt && : >/home/dev/WARN_EXPIRES_IN_5MIN.txt")
+	_, err := r.Exec(r.podName, nil, "sh", "-c", "mkdir -p /home/dev/work && echo hello >/home/dev/work/notes.txt && : >/home/dev/WARN_EXPIRES_IN_5MIN.txt")
 	require.NoError(t, err)
 	_, err = core.Services(r.Namespace).Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: r.podName + "-ssh"},
 		Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeNodePort, Selector: map[string]string{"app": r.podName},
 			Ports: []corev1.ServicePort{{Port: 22}}}}, metav1.CreateOptions{})
 	require.NoError(t, err)
+}
+
+// claim makes a bound claim, and the object through which it has an EBS volume.
+func (r *reality) claim(t *testing.T, name, pv, volume string) {
+	t.Helper()
+	ctx, core := t.Context(), r.Client.CoreV1()
+	none, modes := "", []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	size := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("10Gi")}
+	claim, err := core.PersistentVolumeClaims(r.Namespace).Create(ctx, &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.PersistentVolumeClaimSpec{AccessModes: modes, VolumeName: pv, StorageClassName: &none,
+			Resources: corev1.VolumeResourceRequirements{Requests: size}},
+	}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	_, err = core.PersistentVolumes().Create(ctx, &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: pv},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity: size, AccessModes: modes, PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimDelete,
+			ClaimRef: &corev1.ObjectReference{Namespace: r.Namespace, Name: claim.Name, UID: claim.UID},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{
+				Driver: "ebs.csi.aws.com", VolumeHandle: volume}},
+		}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = core.PersistentVolumes().Delete(context.Background(), pv, metav1.DeleteOptions{}) })
 }
 
 // pod makes the reservation's pod, and after it went, one of the same name.
@@ -137,9 +144,9 @@ func (r *reality) pod(t *testing.T, changes ...func(*corev1.Pod)) {
 	r.CreatePod(r.podName, append(changes, func(p *corev1.Pod) {
 		p.Labels = map[string]string{"app": r.podName, "user-id": "alice"}
 		p.Spec.NodeName = r.node
-		p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "home", MountPath: "/home/dev"}}
-		p.Spec.Volumes = []corev1.Volume{{Name: "home", VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "disk-alice"}}}}
+		p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, corev1.VolumeMount{Name: "home", MountPath: "/home/dev"})
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "home", VolumeSource: corev1.VolumeSource{
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "disk-alice"}}})
 	})...)
 }
 

@@ -61,6 +61,7 @@ const (
 	alreadyGone = "already_gone"
 	notOurs     = "not_ours"
 	missing     = "missing"
+	unclear     = "unclear" // which volume is the disk
 	skipped     = "skipped"
 	nothing     = "nothing_to_do"
 )

@@ -17,6 +17,14 @@ import (
 // in other hands: then over is true and its part is settled.
 func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over bool, err error) {
 	c := d.record
+	if identified := d.steps[postgres.StepIdentify]; identified.Outcome == unclear {
+		d.unclear = identified.Detail
+	}
+	if d.unclear != "" {
+		over, err = a.locked(ctx, d, fault.Errorf(fault.Permanent,
+			"%s; all are kept and the disk stays locked until ebs_volume_id of the reservation's row names one", d.unclear))
+		return "", over, err
+	}
 	if !c.Launched || c.DiskName == "" || c.UserID == "" {
 		return "no volume is known", false, nil
 	}
@@ -48,16 +56,22 @@ func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over
 		}
 		return "", false, a.reload(ctx, d)
 	}
-	verdict, err := a.Store.WithDisk(ctx, d.id, nil)
-	if err != nil || verdict == postgres.DiskSuperseded || verdict == postgres.DiskSettled {
-		return "", err == nil, err
-	}
 	ids = ids[:0]
 	for _, v := range found {
 		ids = append(ids, v.ID)
 	}
-	return "", false, fault.Errorf(fault.Conflict,
-		"cannot tell which volume disk %q of %s was on: EC2 has %s with its tags; the disk stays locked", c.DiskName, c.UserID, strings.Join(ids, ", "))
+	over, err = a.locked(ctx, d, fault.Errorf(fault.Conflict,
+		"cannot tell which volume disk %q of %s was on: EC2 has %s with its tags; the disk stays locked", c.DiskName, c.UserID, strings.Join(ids, ", ")))
+	return "", over, err
+}
+
+// locked is the error why, unless the disk is in other hands: then over is true, and its part is settled.
+func (a *Action) locked(ctx context.Context, d *delivery, why error) (over bool, err error) {
+	verdict, err := a.Store.WithDisk(ctx, d.id, nil)
+	if err != nil || verdict == postgres.DiskSuperseded || verdict == postgres.DiskSettled {
+		return err == nil, err
+	}
+	return false, why
 }
 
 // clocksApart is how far EC2's clock and that of who wrote the row may differ.

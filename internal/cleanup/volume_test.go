@@ -8,7 +8,9 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
 func TestAVolumeThatNobodyNamesIsSoughtByItsTags(t *testing.T) {
@@ -109,4 +111,89 @@ func TestADiskWithoutAVolumeIsNotTakenFromAReservationThatIsLiveAgain(t *testing
 	w.deliver(t.Context(), t)
 	require.Equal(t, "true", read[string](t, w, "select in_use::text from disks"), "its disk is its own again")
 	require.Equal(t, "open", w.outcome(t))
+}
+
+func TestOfSeveralVolumesOfAPodTheOneWithTheHomeIsTheDisk(t *testing.T) {
+	t.Parallel()
+	shelf := stacktest.NewShelf(t)
+	hers, teams := disk.Key{User: "alice", Name: "default"}.Tags(), disk.Key{User: "team-vision", Name: "imagenet"}.Tags()
+	for name, c := range map[string]struct {
+		home         string            // the claim that is mounted there
+		data, onDisk map[string]string // the tags of the two
+		kept         string            // empty: nobody can tell
+		from         string
+	}{
+		"mounted there":               {home: "disk-alice", data: teams, onDisk: hers, kept: volume, from: "by the pod"},
+		"mounted there, without tags": {home: "disk-alice", kept: volume, from: "by the pod"},
+		"by its tags":                 {data: teams, onDisk: hers, kept: volume, from: "by its tags"},
+		"by its tags alone":           {onDisk: hers, kept: volume, from: "by its tags"},
+		"both tagged so":              {data: hers, onDisk: hers},
+		"without tags":                {},
+		"only the other is tagged":    {data: teams},
+	} {
+		for order, claims := range map[string][]string{"first": {"disk-alice", "imagenet"}, "last": {"imagenet", "disk-alice"}} {
+			t.Run(name+", "+order, func(t *testing.T) {
+				t.Parallel()
+				w := newWorldIn(t, shelf)
+				w.stand(t)
+				w.exec(t, "update reservations set ebs_volume_id = null")
+				w.exec(t, "update disks set ebs_volume_id = null")
+				w.claims["gpu-dev/imagenet"] = pod.Claim{Namespace: "gpu-dev", Name: "imagenet", UID: "claim-2", VolumeName: "pv-imagenet"}
+				w.volumes["pv-imagenet"] = pod.PersistentVolume{Name: "pv-imagenet", UID: "pv-2", VolumeID: secondVolume, ClaimName: "imagenet", ClaimNamespace: "gpu-dev"}
+				w.tagged = []disk.Volume{{ID: volume, Tags: c.onDisk}, {ID: secondVolume, Tags: c.data}}
+				p := w.pods[podKey]
+				p.Claims, p.HomeClaim = claims, c.home
+				w.pods[podKey] = p
+				w.request(t)
+				w.deliver(t.Context(), t)
+				require.NotContains(t, keys(w.pods), podKey)
+				require.False(t, w.made("keep "+secondVolume))
+				if c.kept != "" {
+					require.Contains(t, w.step(t, postgres.StepIdentify), "volume "+c.kept+" "+c.from)
+					require.Equal(t, "pv-alice", read[string](t, w, "select pv_name from expiry.cleanups"))
+					require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+					return
+				}
+				for range 2 { // the second delivery knows it from the rows
+					require.Contains(t, w.step(t, postgres.StepDisk), "open: cannot tell on which of its volumes the pod had the user's home: ")
+					require.Equal(t, "open", w.outcome(t))
+					require.Equal(t, "true", read[string](t, w, "select in_use::text from disks"))
+					require.Empty(t, keys(w.records), "the rest goes on")
+					w.deliver(t.Context(), t)
+				}
+				w.exec(t, "update reservations set ebs_volume_id = $1", volume)
+				w.deliver(t.Context(), t)
+				require.Equal(t, postgres.OutcomeReleased, w.outcome(t), "somebody has looked")
+				require.True(t, w.made("keep "+volume))
+			})
+		}
+	}
+}
+
+func TestAPodWithNothingButAnothersVolumesHasNoDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "delete from disks")
+	w.exec(t, "update reservations set ebs_volume_id = null, disk_name = null")
+	w.tags = disk.Key{User: "team-vision", Name: "imagenet"}.Tags()
+	p := w.pods[podKey]
+	p.HomeClaim = ""
+	w.pods[podKey] = p
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeNothingToKeep, w.outcome(t))
+	require.Contains(t, w.step(t, postgres.StepIdentify), "the pod also has volume "+volume)
+}
+
+func TestAnothersVolumeNamesNoDiskOfTheUsers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "delete from disks")
+	w.exec(t, "update reservations set disk_name = null")
+	w.tags = disk.Key{User: "team-x", Name: "golden"}.Tags()
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Empty(t, read[string](t, w, "select coalesce(disk_name, '') from expiry.cleanups"))
 }

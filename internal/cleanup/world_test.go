@@ -143,7 +143,7 @@ func (w *world) pod(uid string) pod.Pod {
 		Namespace: "gpu-dev", Name: podName, UID: uid, Created: w.now().Add(-5*time.Hour + time.Minute).UTC(), Phase: pod.Running, Node: node,
 		Labels:     map[string]string{"app": podName, "tier": "dev"},
 		Containers: []pod.Container{{Name: pod.MainContainer, Kind: pod.App, Running: true}},
-		Claims:     []string{"disk-alice"},
+		Claims:     []string{"disk-alice"}, HomeClaim: "disk-alice",
 	}
 }
 

@@ -54,6 +54,8 @@ func (a Action) String() string {
 
 // Holder is what is known of those who may still write to a volume.
 type Holder struct {
+	// Disk is the reservation's. A volume whose tags name another is left alone.
+	Disk Key
 	// EndedAt is when the reservation ended. An attachment made later is the pod's only on the pod's own instance.
 	EndedAt time.Time
 	// InstanceID is the instance on which the pod ran; empty where unknown. An attachment to another is somebody else's.
@@ -73,6 +75,9 @@ type Holder struct {
 
 // Detach decides what may be done about the volume's attachment, and why.
 func Detach(v Volume, h Holder, now time.Time) (do Action, reason string) {
+	if why := h.Disk.Others(v); why != "" {
+		return Refuse, why
+	}
 	switch len(v.Attachments) {
 	case 0:
 		return Nothing, fmt.Sprintf("volume %s has no attachment", v.ID)

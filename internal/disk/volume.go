@@ -9,6 +9,41 @@ import (
 // snapshot holds what had reached the disk, perhaps not all that the user had written.
 const CrashConsistentHold = 7 * 24 * time.Hour
 
+// Others says how the volume's tags name another disk than k, or another user; empty where they do not. Of a volume that
+// carries none, as old ones do, they tell nothing. Nor do they of the disk's name while that is unknown.
+func (k Key) Others(v Volume) (why string) {
+	own := k.Tags()
+	for _, tag := range []string{TagUser, TagDisk} {
+		if tagged := v.Tags[tag]; tagged != "" && tagged != own[tag] && (tag == TagUser || k.Name != "") {
+			return fmt.Sprintf("volume %s is another's: its tag %s is %q, not %q", v.ID, tag, tagged, own[tag])
+		}
+	}
+	return ""
+}
+
+// Named reports whether the volume's tags name the disk: of one whose name is unknown, its user.
+func (k Key) Named(v Volume) bool {
+	return k.User != "" && v.Tags[TagUser] != "" && (k.Name == "" || v.Tags[TagDisk] != "") && k.Others(v) == ""
+}
+
+// Choose returns the one of several volumes that is the disk by its tags. Where those name none, or several, undecided
+// are the volumes that it may be: all but those that are another's.
+func (k Key) Choose(volumes []Volume) (id string, undecided []string) {
+	var named []string
+	for _, v := range volumes {
+		if k.Named(v) {
+			named = append(named, v.ID)
+		}
+		if k.Others(v) == "" {
+			undecided = append(undecided, v.ID)
+		}
+	}
+	if len(named) == 1 {
+		return named[0], nil
+	}
+	return "", undecided
+}
+
 // WriterGone reports whether nothing can write to the volume any more, and why it cannot be said where not.
 // Only EC2 knows: a pod that answers 404 may still run on a node that nobody can reach.
 func WriterGone(v Volume) (gone bool, reason string) {
@@ -25,6 +60,7 @@ func WriterGone(v Volume) (gone bool, reason string) {
 // Capture is what a cleanup has recorded of its own work on a volume.
 type Capture struct {
 	ReservationID string
+	Disk          Key
 	// Attempt numbers the cleanup's tries to make a snapshot, from 1.
 	Attempt int
 	// IntentID is of the record that was committed when the attempt began, which none does before the writer is gone.
@@ -43,6 +79,9 @@ func MayDelete(v Volume, s *Snapshot, c Capture, account string, now time.Time) 
 		return false, fmt.Sprintf("no snapshot of volume %s", v.ID)
 	}
 	if gone, why := WriterGone(v); !gone {
+		return false, why
+	}
+	if why := c.Disk.Others(v); why != "" {
 		return false, why
 	}
 	switch {

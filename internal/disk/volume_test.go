@@ -1,6 +1,7 @@
 package disk_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -44,7 +45,7 @@ func TestTheWriterIsGoneOnlyFromAnAvailableVolumeWithoutAttachment(t *testing.T)
 }
 
 func capture() disk.Capture {
-	return disk.Capture{ReservationID: "r-1", Attempt: 2, IntentID: "intent-1", WriterGoneAt: now.Add(-time.Hour)}
+	return disk.Capture{Disk: disk.Key{User: "u", Name: "d"}, ReservationID: "r-1", Attempt: 2, IntentID: "intent-1", WriterGoneAt: now.Add(-time.Hour)}
 }
 
 func captured() disk.Snapshot {
@@ -85,8 +86,14 @@ func TestAVolumeGoesOnlyWithItsOwnCompletedSnapshotOfThisCleanup(t *testing.T) {
 			c.IntentID = ""
 			delete(s.Tags, disk.TagIntent)
 		}, "not made by intent"},
-		"started at an unknown time":     {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.StartedAt = time.Time{} }, "unknown time"},
-		"forced, and its tag is gone":    {func(_ *disk.Volume, _ *disk.Snapshot, c *disk.Capture) { c.CrashConsistent = true }, "is kept until"},
+		"started at an unknown time":  {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.StartedAt = time.Time{} }, "unknown time"},
+		"forced, and its tag is gone": {func(_ *disk.Volume, _ *disk.Snapshot, c *disk.Capture) { c.CrashConsistent = true }, "is kept until"},
+		"tagged as another user's": {func(v *disk.Volume, _ *disk.Snapshot, _ *disk.Capture) {
+			v.Tags = disk.Key{User: "x", Name: "d"}.Tags()
+		}, "is another's"},
+		"tagged as another disk": {func(v *disk.Volume, _ *disk.Snapshot, _ *disk.Capture) {
+			v.Tags = disk.Key{User: "u", Name: "x"}.Tags()
+		}, "is another's"},
 		"attached again":                 {func(v *disk.Volume, _ *disk.Snapshot, _ *disk.Capture) { *v = attached("i-2") }, "attached to i-2"},
 		"crash-consistent and too young": {func(_ *disk.Volume, s *disk.Snapshot, _ *disk.Capture) { s.Tags[disk.TagCrashConsistent] = "true" }, "is kept until 2026-03-21T14:09:26Z"},
 	}
@@ -186,5 +193,60 @@ func TestOnlyASpotInstanceThatEC2EndedIsReclaimed(t *testing.T) {
 	} {
 		require.Equal(t, reclaimed, disk.Instance{Spot: true, StateReason: code}.Reclaimed(), code)
 		require.False(t, disk.Instance{StateReason: code}.Reclaimed(), code)
+	}
+}
+
+func TestAVolumesTagsTellWhoseItIsNot(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("d", 300)
+	for name, c := range map[string]struct {
+		key     disk.Key
+		tags    map[string]string
+		another bool
+		named   bool
+	}{
+		"its own":               {disk.Key{User: "u", Name: "d"}, disk.Key{User: "u", Name: "d"}.Tags(), false, true},
+		"without tags":          {disk.Key{User: "u", Name: "d"}, nil, false, false},
+		"the disk's alone":      {disk.Key{User: "u", Name: "d"}, map[string]string{disk.TagDisk: "d"}, false, false},
+		"the user's alone":      {disk.Key{User: "u", Name: "d"}, map[string]string{disk.TagUser: "u"}, false, false},
+		"another user's":        {disk.Key{User: "u", Name: "d"}, disk.Key{User: "x", Name: "d"}.Tags(), true, false},
+		"another user's, alone": {disk.Key{User: "u", Name: "d"}, map[string]string{disk.TagUser: "x"}, true, false},
+		"another disk":          {disk.Key{User: "u", Name: "d"}, disk.Key{User: "u", Name: "x"}.Tags(), true, false},
+		"another disk, alone":   {disk.Key{User: "u", Name: "d"}, map[string]string{disk.TagDisk: "x"}, true, false},
+		"cut to EC2's length":   {disk.Key{User: "u", Name: long}, disk.Key{User: "u", Name: long}.Tags(), false, true},
+		"alike but for the cut": {disk.Key{User: "u", Name: long}, disk.Key{User: "u", Name: long + "x"}.Tags(), true, false},
+		"a disk without a name": {disk.Key{User: "u"}, disk.Key{User: "u", Name: "d"}.Tags(), false, true},
+		"of nobody known":       {disk.Key{Name: "d"}, disk.Key{User: "u", Name: "d"}.Tags(), true, false},
+	} {
+		v := disk.Volume{ID: "vol-1", Tags: c.tags}
+		require.Equal(t, c.another, c.key.Others(v) != "", name)
+		require.Equal(t, c.named, c.key.Named(v), name)
+		do, _ := disk.Detach(v, disk.Holder{Disk: c.key}, now)
+		require.Equal(t, c.another, do == disk.Refuse, name)
+	}
+}
+
+func TestOfSeveralVolumesTheOnlyOneSoTaggedIsTheDisk(t *testing.T) {
+	t.Parallel()
+	key := disk.Key{User: "u", Name: "d"}
+	volume := func(id string, k disk.Key) disk.Volume { return disk.Volume{ID: id, Tags: k.Tags()} }
+	own, second := volume("vol-1", key), volume("vol-2", key)
+	others, untagged := volume("vol-3", disk.Key{User: "team", Name: "golden"}), disk.Volume{ID: "vol-4"}
+	for name, c := range map[string]struct {
+		volumes   []disk.Volume
+		id        string
+		undecided []string
+	}{
+		"none":                   {},
+		"its own":                {volumes: []disk.Volume{own}, id: "vol-1"},
+		"beside another's":       {volumes: []disk.Volume{others, own}, id: "vol-1"},
+		"beside an untagged one": {volumes: []disk.Volume{untagged, own}, id: "vol-1"},
+		"several":                {volumes: []disk.Volume{own, others, second}, undecided: []string{"vol-1", "vol-2"}},
+		"one that tells nothing": {volumes: []disk.Volume{others, untagged}, undecided: []string{"vol-4"}},
+		"another's and no other": {volumes: []disk.Volume{others}},
+	} {
+		id, undecided := key.Choose(c.volumes)
+		require.Equal(t, c.id, id, name)
+		require.Equal(t, c.undecided, undecided, name)
 	}
 }

@@ -32,14 +32,37 @@ func podValue(p *corev1.Pod) pod.Pod {
 			v.Disruption = &pod.Disruption{Reason: c.Reason, Message: c.Message}
 		}
 	}
+	home := homeMount(p)
 	for _, volume := range p.Spec.Volumes {
+		claims, ids := len(v.Claims), len(v.VolumeIDs)
 		v.Claims, v.VolumeIDs = mounts(p.Name, volume, v.Claims, v.VolumeIDs)
+		switch {
+		case volume.Name != home:
+		case len(v.Claims) > claims:
+			v.HomeClaim = v.Claims[claims]
+		case len(v.VolumeIDs) == ids+1:
+			v.HomeVolumeID = v.VolumeIDs[ids]
+		}
 	}
 	return v
 }
 
+// homeMount names the volume on which the main container has the user's home.
+func homeMount(p *corev1.Pod) string {
+	var mounts []pod.Mount
+	for i := range p.Spec.Containers {
+		if p.Spec.Containers[i].Name == pod.MainContainer {
+			for _, m := range p.Spec.Containers[i].VolumeMounts {
+				mounts = append(mounts, pod.Mount{Volume: m.Name, Path: m.MountPath})
+			}
+		}
+	}
+	return pod.HomeMount(mounts)
+}
+
 // mounts adds what one of the pod's volumes names: a claim, one made for the pod alone, or an EBS volume itself.
 func mounts(podName string, v corev1.Volume, claims, ids []string) ([]string, []string) {
+	before := len(ids)
 	switch {
 	case v.PersistentVolumeClaim != nil:
 		claims = append(claims, v.PersistentVolumeClaim.ClaimName)
@@ -56,7 +79,7 @@ func mounts(podName string, v corev1.Volume, claims, ids []string) ([]string, []
 				ids = append(ids, id)
 			}
 		}
-		slices.Sort(ids)
+		slices.Sort(ids[before:])
 	}
 	return claims, ids
 }

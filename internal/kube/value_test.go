@@ -17,7 +17,8 @@ const wholePod = `{
     "creationTimestamp": "2026-03-01T10:00:00Z", "deletionTimestamp": "2026-03-01T12:00:30Z"},
   "spec": {"nodeName": "n1",
     "initContainers": [{"name": "setup"}, {"name": "sshd", "restartPolicy": "Always"}],
-    "containers": [{"name": "gpu-dev"}],
+    "containers": [{"name": "helper", "volumeMounts": [{"name": "old", "mountPath": "/home/dev"}]},
+      {"name": "gpu-dev", "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}, {"name": "home", "mountPath": "/home/dev"}]}],
     "volumes": [
       {"name": "home", "persistentVolumeClaim": {"claimName": "disk-alice"}},
       {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}},
@@ -52,6 +53,7 @@ func TestPodValueKeepsWhatDecisionsNeed(t *testing.T) {
 		},
 		Claims:    []string{"disk-alice", "gpu-dev-0a1b2c3d-scratch"},
 		VolumeIDs: []string{"vol-0000000000000000a", "vol-0000000000000000b", "vol-0000000000000000c"},
+		HomeClaim: "disk-alice",
 	}, podValue(&p))
 }
 

@@ -54,6 +54,10 @@ type Pod struct {
 	Claims []string
 	// VolumeIDs are the EBS volumes that the pod names itself, with no claim between.
 	VolumeIDs []string
+	// HomeClaim or HomeVolumeID is the one of these on which the main container has the user's home. Both are empty where
+	// it has it on none of them, or on several.
+	HomeClaim    string
+	HomeVolumeID string
 }
 
 // Disruption says why a pod was chosen to go.

@@ -237,10 +237,10 @@ func (p *people) makePod(w *world, r *reservation, created time.Time) {
 		}
 		mp.Volume = r.volume
 		if w.oneIn(2) {
-			mp.Claims = []string{"claim-" + r.id}
+			mp.Claims, mp.HomeClaim = []string{"claim-" + r.id}, "claim-"+r.id
 			out.Cluster.MakeVolume("gpu-dev", "claim-"+r.id, "pv-"+r.id, r.volume, pick(w, "Delete", pod.RetainPolicy))
 		} else {
-			mp.VolumeIDs = []string{r.volume}
+			mp.VolumeIDs, mp.HomeVolumeID = []string{r.volume}, r.volume
 		}
 	}
 	made, ok := out.Cluster.MakePod(mp)

@@ -77,11 +77,14 @@ func (k *Keeper) create(ctx context.Context, s postgres.SnapshotRecord) (disk.Sn
 	if err != nil {
 		return disk.Snapshot{}, notAskedError{err}
 	}
+	if err := own(v, keyOf(s)); err != nil {
+		return disk.Snapshot{}, notAskedError{err}
+	}
 	if gone, why := disk.WriterGone(v); !gone {
 		return disk.Snapshot{}, notAskedError{fmt.Errorf("%w: %s", errWriterBack, why)}
 	}
 	return k.EC2.CreateSnapshot(ctx, disk.NewSnapshot{
-		VolumeID: s.VolumeID, Disk: disk.Key{User: s.User, Name: s.DiskName}, ReservationID: s.ReservationID,
+		VolumeID: s.VolumeID, Disk: keyOf(s), ReservationID: s.ReservationID,
 		Attempt: s.Attempt, IntentID: s.IntentID.String(), CreatedAt: s.Now, ContentsURL: s.ContentURL, Size: s.DiskSize,
 		CrashConsistent: s.CrashConsistent,
 	})

@@ -28,6 +28,9 @@ func (k *Keeper) takeOff(ctx context.Context, c *postgres.CleanupRecord) (found,
 		if f.gone = gone; err != nil || gone {
 			return gone, err
 		}
+		if err := own(v, diskOf(*c)); err != nil {
+			return true, err
+		}
 		if f.free, f.reason = disk.WriterGone(v); f.free || len(v.Attachments) == 0 {
 			return f.free, nil // else on its way to be available, or deleted
 		}
@@ -60,6 +63,18 @@ func (k *Keeper) takeOff(ctx context.Context, c *postgres.CleanupRecord) (found,
 	return f, err
 }
 
+// diskOf names the disk of a cleanup.
+func diskOf(c postgres.CleanupRecord) disk.Key { return disk.Key{User: c.UserID, Name: c.DiskName} }
+
+// own is an error where the volume's tags name another disk than this one: whatever row names it is wrong, and somebody
+// has to look.
+func own(v disk.Volume, k disk.Key) error {
+	if why := k.Others(v); why != "" {
+		return fault.Errorf(fault.Permanent, "nothing touched: %s", why)
+	}
+	return nil
+}
+
 // holder sums up what is known of those who may still write.
 func (k *Keeper) holder(ctx context.Context, c postgres.CleanupRecord, a disk.Attachment) (disk.Holder, error) {
 	i, err := k.EC2.DescribeInstance(ctx, a.InstanceID)
@@ -68,7 +83,7 @@ func (k *Keeper) holder(ctx context.Context, c postgres.CleanupRecord, a disk.At
 		return disk.Holder{}, err
 	}
 	return disk.Holder{
-		EndedAt: c.Ended, InstanceID: c.InstanceID, PodGoneAt: c.PodGoneAt, ContainersTerminated: c.ContainersTerminated,
+		Disk: diskOf(c), EndedAt: c.Ended, InstanceID: c.InstanceID, PodGoneAt: c.PodGoneAt, ContainersTerminated: c.ContainersTerminated,
 		InstanceHalted: gone || i.Halted(), PlainAt: c.DetachRequestedAt, DriverGrace: k.opts.DriverGrace,
 	}, nil
 }

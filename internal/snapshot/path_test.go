@@ -4,8 +4,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/stretchr/testify/require"
 
+	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -444,4 +447,76 @@ func TestAReservationThatLivesAgainKeepsEverything(t *testing.T) {
 	require.Equal(t, row{InUse: true, Holder: w.id, Volume: w.volume, Snapshots: 1, Size: released.Size, Content: released.Content}, w.disk(t))
 	require.True(t, w.exists(t))
 	require.True(t, w.objects(t))
+}
+
+func TestAVolumeThatIsTaggedAsAnothersIsLeftAloneWhateverTheRowSays(t *testing.T) {
+	t.Parallel()
+	shared := newGround(t)
+	golden := disk.Key{User: "team-x", Name: "golden"}
+	for name, c := range map[string]struct {
+		moment string // before this call the tags are there
+		free   bool   // the volume has no writer
+	}{
+		"still attached":              {},
+		"free":                        {free: true},
+		"as it is to be detached":     {moment: "DetachVolume"},
+		"as it is to be captured":     {moment: "CreateSnapshot"},
+		"as it is to be deleted":      {moment: "DeleteVolume"},
+		"as it is to stay the disk's": {moment: "keep"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := shared.world(t)
+			w.exec(t, "insert into disks (user_id, disk_name) values ($1, $2)", golden.User, golden.Name)
+			before := w.disk(t)
+			if c.free {
+				w.detach(t)
+			}
+			switch c.moment {
+			case "":
+				w.tag(t, golden)
+			case "DeleteVolume", "keep":
+				w.deliver(t, postgres.Cleanup)
+				w.tag(t, golden)
+				w.use(snapshot.Options{KeepVolumes: c.moment == "keep"})
+				report := w.deliver(t, postgres.SnapshotSync)
+				require.Equal(t, followup.StateFailed, report.State, "%+v", report)
+				require.Contains(t, report.Error, `tag gpu-dev-user is "team-x", not "alice"`)
+				require.True(t, w.exists(t))
+				require.True(t, w.objects(t))
+				require.True(t, w.disk(t).InUse)
+				return
+			default: // under the lock, the last look
+				looks := 0
+				if c.moment == "CreateSnapshot" {
+					w.detach(t)
+				}
+				w.reset(func(call string) error {
+					if call == "DescribeVolume" {
+						if looks++; looks == 2 {
+							w.tag(t, golden)
+						}
+					}
+					return nil
+				}, nil)
+			}
+			report := w.deliver(t, postgres.Cleanup)
+			require.Equal(t, followup.StateFailed, report.State, "%+v", report)
+			require.Contains(t, report.Error, `tag gpu-dev-user is "team-x", not "alice"`)
+			require.Zero(t, w.count("DetachVolume")+w.count("CreateSnapshot")+w.count("DeleteVolume"))
+			require.Equal(t, before, w.disk(t))
+			require.Equal(t, "open", w.outcome(t))
+		})
+	}
+}
+
+// tag gives the volume the tags of a disk.
+func (w *world) tag(t *testing.T, k disk.Key) {
+	t.Helper()
+	var tags []ec2types.Tag
+	for key, value := range k.Tags() {
+		tags = append(tags, ec2types.Tag{Key: &key, Value: &value})
+	}
+	_, err := w.cloud.CreateTags(t.Context(), &ec2.CreateTagsInput{Resources: []string{w.volume}, Tags: tags})
+	require.NoError(t, err)
 }

@@ -143,9 +143,12 @@ func (a *Sync) held(ctx context.Context, s postgres.SnapshotRecord) (bool, error
 	return s.Now.Before(disk.HeldUntil(seen, captureOf(s))), err
 }
 
+// keyOf names the disk of a snapshot.
+func keyOf(s postgres.SnapshotRecord) disk.Key { return disk.Key{User: s.User, Name: s.DiskName} }
+
 // captureOf is what the record proves. An intent is never committed before the volume has lost its writer.
 func captureOf(s postgres.SnapshotRecord) disk.Capture {
-	return disk.Capture{ReservationID: s.ReservationID, Attempt: s.Attempt, IntentID: s.IntentID.String(),
+	return disk.Capture{ReservationID: s.ReservationID, Disk: keyOf(s), Attempt: s.Attempt, IntentID: s.IntentID.String(),
 		WriterGoneAt: s.IntendedAt, CrashConsistent: s.CrashConsistent}
 }
 
@@ -157,6 +160,9 @@ func (a *Sync) keepable(ctx context.Context, c postgres.CleanupRecord, s postgre
 		return err
 	case gone:
 		return errVolumeGone
+	}
+	if err := own(v, keyOf(s)); err != nil {
+		return err
 	}
 	if gone, why := disk.WriterGone(v); !gone {
 		return fmt.Errorf("%w: %s", errWriterBack, why)
