@@ -127,25 +127,40 @@ func TestRunSendsWhatIsDueAtOnceWhatBecomesDueLaterAndWhatItIsWokenFor(t *testin
 	require.Eventually(t, func() bool { return s.ids()["cleanup/new/1"] == 1 }, 5*time.Second, 10*time.Millisecond)
 }
 
-func TestRunSendsNoMoreThanItMayAtATime(t *testing.T) {
+func TestNoMoreIsSentThanMayBeAtATime(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.cleanups(t, 12)
-	var inside, most atomic.Int32
-	gate := make(chan struct{})
-	s := newSink(t, func(ce.Event) int {
-		now := inside.Add(1)
-		for seen := most.Load(); now > seen && !most.CompareAndSwap(seen, now); seen = most.Load() {
-		}
-		<-gate
-		inside.Add(-1)
-		return http.StatusAccepted
-	})
-	run(t, dispatch.New(w.db, event.Builder{}, sender(t, s.URL, 1), dispatch.Options{AtOnce: 3, Log: quiet}))
-	require.Eventually(t, func() bool { return inside.Load() == 3 }, 10*time.Second, 5*time.Millisecond)
-	close(gate)
-	require.Eventually(t, func() bool { return len(s.ids()) == 12 }, 10*time.Second, 10*time.Millisecond)
-	require.EqualValues(t, 3, most.Load())
+	for name, begin := range map[string]func(*testing.T, *dispatch.Dispatcher){
+		"Run": func(t *testing.T, d *dispatch.Dispatcher) { run(t, d) },
+		"SendDue": func(t *testing.T, d *dispatch.Dispatcher) {
+			var wg sync.WaitGroup
+			wg.Go(func() { _, _ = d.SendDue(t.Context()) })
+			t.Cleanup(wg.Wait)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.cleanups(t, 12)
+			var inside, most atomic.Int32
+			gate := make(chan struct{})
+			s := newSink(t, func(ce.Event) int {
+				now := inside.Add(1)
+				for seen := most.Load(); now > seen && !most.CompareAndSwap(seen, now); seen = most.Load() {
+				}
+				<-gate
+				inside.Add(-1)
+				return http.StatusAccepted
+			})
+			t.Cleanup(func() { close(gate) })
+			begin(t, dispatch.New(w.db, event.Builder{}, sender(t, s.URL, 1), dispatch.Options{AtOnce: 3, Log: quiet}))
+			for left := int32(12); left > 0; left-- { // one by one, so that others come while some are inside
+				require.Eventually(t, func() bool { return inside.Load() == min(3, left) }, 10*time.Second, 5*time.Millisecond)
+				gate <- struct{}{}
+			}
+			require.Eventually(t, func() bool { return len(s.ids()) == 12 }, 10*time.Second, 10*time.Millisecond)
+			require.EqualValues(t, 3, most.Load())
+		})
+	}
 }
 
 func TestRunSendsAgainWhatFoundNoTaker(t *testing.T) {
