@@ -45,10 +45,10 @@ func (a *Sync) aside(ctx context.Context, s postgres.SnapshotRecord) (followup.R
 	switch {
 	case errors.Is(err, errWriterBack) || err == nil && verdict == postgres.DiskBusy:
 		return followup.LookAgain(asidePause), nil
+	case errors.Is(err, errAnothers), err == nil && verdict != postgres.DiskOurs:
+		return a.keepAside(ctx, s, "somebody has found a use for it")
 	case err != nil:
 		return followup.Result{}, err
-	case verdict != postgres.DiskOurs:
-		return a.keepAside(ctx, s, "somebody has found a use for it")
 	}
 	gone, err = a.until(ctx, a.opts.Patience, func(ctx context.Context) (bool, error) {
 		_, gone, err := a.volume(ctx, s.VolumeID)

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
@@ -66,11 +67,14 @@ func (k *Keeper) takeOff(ctx context.Context, c *postgres.CleanupRecord) (found,
 // diskOf names the disk of a cleanup.
 func diskOf(c postgres.CleanupRecord) disk.Key { return disk.Key{User: c.UserID, Name: c.DiskName} }
 
+// errAnothers says that EC2 shows the volume as somebody else's.
+var errAnothers = errors.New("nothing touched")
+
 // own is an error where the volume's tags name another disk than this one: whatever row names it is wrong, and somebody
 // has to look.
 func own(v disk.Volume, k disk.Key) error {
 	if why := k.Others(v); why != "" {
-		return fault.Errorf(fault.Permanent, "nothing touched: %s", why)
+		return fault.Errorf(fault.Permanent, "%w: %s", errAnothers, why)
 	}
 	return nil
 }

@@ -226,14 +226,25 @@ func TestAVolumeTakenByForceIsSetAsideForSevenDaysAndTheDiskIsFreeAtOnce(t *test
 
 func TestAVolumeSetAsideForWhichSomebodyHasFoundAUseStays(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.exec(t, "update expiry.cleanups set detach_forced_at = now()")
-	w.settle(t, 2)
-	require.Equal(t, released, w.disk(t))
-	w.account.Alter(w.snapshotID(t), map[string]any{"start_time": time.Now().UTC().Add(-8 * 24 * time.Hour).Format("2006-01-02T15:04:05")})
-	w.exec(t, "update reservations set status = 'active', ebs_volume_id = 'aws://us-east-1a/' || $2 where reservation_id = $1", w.newer, w.volume)
-	require.Equal(t, "volume_kept", w.deliver(t, postgres.SnapshotSync).Outcome)
-	require.True(t, w.exists(t))
+	shared := newGround(t)
+	for name, use := range map[string]func(*testing.T, *world){
+		"a row names it": func(t *testing.T, w *world) {
+			w.exec(t, "update reservations set status = 'active', ebs_volume_id = 'aws://us-east-1a/' || $2 where reservation_id = $1", w.newer, w.volume)
+		},
+		"it is tagged so": func(t *testing.T, w *world) { w.tag(t, disk.Key{User: "team-x", Name: "golden"}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := shared.world(t)
+			w.exec(t, "update expiry.cleanups set detach_forced_at = now()")
+			w.settle(t, 2)
+			require.Equal(t, released, w.disk(t))
+			w.account.Alter(w.snapshotID(t), map[string]any{"start_time": time.Now().UTC().Add(-8 * 24 * time.Hour).Format("2006-01-02T15:04:05")})
+			use(t, w)
+			require.Equal(t, "volume_kept", w.deliver(t, postgres.SnapshotSync).Outcome)
+			require.True(t, w.exists(t))
+		})
+	}
 }
 
 func TestAVolumeTakenByForceOfASupersededCleanupStays(t *testing.T) {

@@ -187,6 +187,9 @@ func (a *Sync) deleteProven(ctx context.Context, s postgres.SnapshotRecord, acco
 	if err != nil || gone || v.State == disk.VolumeDeleting {
 		return err
 	}
+	if err := own(v, keyOf(s)); err != nil {
+		return err
+	}
 	seen, gone, err := a.snapshot(ctx, s.SnapshotID)
 	if gone {
 		return errVanished
