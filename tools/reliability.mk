@@ -20,5 +20,5 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s) and print how many inputs it sa
 	tools/fuzz.sh
 
 .PHONY: mutation
-mutation: ## Change the pure core and the handlers in small ways, and see whether the tests tell (docs/mutation.md)
-	tools/mutation.sh
+mutation: stack-up ## Change the pure core and the handlers in small ways, and see whether the tests tell (docs/mutation.md)
+	$(IN_STACK); tools/mutation.sh
