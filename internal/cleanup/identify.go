@@ -133,11 +133,8 @@ func (a *Action) ownerOf(ctx context.Context, c postgres.CleanupRecord, o pod.Ob
 		return pod.NotOurs, "its UID was seen as another reservation's", nil
 	}
 	life := pod.Ended{PodName: o.PodName, Namespace: c.RowNamespace, Start: c.Started, End: c.Ended, UID: c.PodUID, NameIsLive: rows.NameIsLive}
-	switch {
-	case slices.Contains(rows.UIDs, o.UID):
+	if slices.Contains(rows.UIDs, o.UID) { // any other may have been made anew since a sweep looked
 		life.UID = o.UID
-	case life.UID == "" && len(rows.UIDs) > 0:
-		life.UID = rows.UIDs[0]
 	}
 	verdict, why := pod.BelongsTo(o, life)
 	if verdict == pod.NotOurs && rows.NameIsLive {

@@ -26,7 +26,7 @@ type Outbox interface {
 
 // AnnouncerOptions tune an Announcer. The zero value is right for production.
 type AnnouncerOptions struct {
-	Within time.Duration    // one Drain takes no longer, since a delivery waits for it; 0: 2 s
+	Within time.Duration    // one Drain takes no longer; 0: 10 s
 	Lease  time.Duration    // of the facts being sent; 0: a minute. Longer than Within and one send
 	AtOnce int              // facts sent at a time, all of different subjects; 0: 8
 	NewID  func() uuid.UUID // of leases; nil: random
@@ -45,7 +45,7 @@ type Announcer struct {
 // NewAnnouncer returns an Announcer; without a sender the facts stay recorded.
 func NewAnnouncer(outbox Outbox, build event.Builder, sender Sender, opts AnnouncerOptions) *Announcer {
 	if opts.Within == 0 {
-		opts.Within = 2 * time.Second
+		opts.Within = 10 * time.Second
 	}
 	if opts.Lease == 0 {
 		opts.Lease = time.Minute

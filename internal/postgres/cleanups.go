@@ -247,7 +247,7 @@ func (db *DB) VoidCleanup(ctx context.Context, f FollowUp) (bool, error) {
 		tag, err := tx.Exec(ctx, `
 			update expiry.cleanups c
 			set pod_gone_at = null, containers_terminated_at = null, detach_requested_at = null, detach_forced_at = null,
-			    writer_gone_at = null, disk_released_at = null, revived_at = clock_timestamp()
+			    writer_gone_at = null, disk_released_at = null
 			from reservations r
 			where c.reservation_id = $1 and c.settled_at is null and r.reservation_id = c.reservation_id
 			  and coalesce(r.status, '') not in ('expired', 'cancelled', 'failed')`, f.ReservationID)

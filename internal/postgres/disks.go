@@ -162,10 +162,11 @@ func scanLocked(ctx context.Context, tx pgx.Tx, reservationID string) (lockedDis
 }
 
 // hasDisk holds where reservation l has a disk, given by expressions for its user, name and volume: it is live and names
-// the volume, or prepares or works on the disk. One that is merely queued for the disk waits for its release.
+// the volume, or prepares or works on the disk, or has done so. One that is merely queued for the disk waits for its release.
 func hasDisk(user, name, volume string) string {
-	return `(l.status in ('pending', 'queued', 'preparing', 'active') and ` + volumeIn("l.ebs_volume_id") + ` = ` + volume + `
-		or l.status in ('preparing', 'active') and l.user_id = ` + user + ` and l.disk_name = ` + name + ` and l.disk_name <> '')`
+	return `(l.status in ('pending', 'queued', 'preparing', 'active') and (` + volumeIn("l.ebs_volume_id") + ` = ` + volume + `
+		or (l.status in ('preparing', 'active') or l.launched_at is not null)
+		and l.user_id = ` + user + ` and l.disk_name = ` + name + ` and l.disk_name <> ''))`
 }
 
 // volumeIn reads the volume's id out of a column of the platform's, which may hold the in-tree form.

@@ -25,11 +25,15 @@ const endedAt = "coalesce(" + endWritten + ", r.updated_at)"
 const endWritten = `greatest(r.reservation_ended, case r.status when 'failed' then r.failed_at when 'cancelled' then r.cancelled_at end)`
 
 // endedAgain holds where reservation r came back to life and ended after its cleanup c was asked for, which thus knows
-// nothing of the pod and the volume that r had last: it was seen live, or was launched since. That its end was written
-// since proves nothing: other services write it when the pod is gone, or by a clock of their own.
-const endedAgain = `coalesce(r.status in ('expired', 'cancelled', 'failed')
-		and (c.revived_at is not null
-		     or r.launched_at between c.requested_at + interval '10 seconds' and clock_timestamp()), false)`
+// nothing of what r had last: another pod was seen, made since, or the row or a disk that r holds again names another
+// volume. Dates and a status that somebody wrote late prove nothing: what the cleanup knows is kept.
+var endedAgain = `coalesce(r.status in ('expired', 'cancelled', 'failed') and (
+		exists (select from expiry.pods p join expiry.cleanups k on k.reservation_id = p.reservation_id
+		        where p.reservation_id = r.reservation_id and p.created_at > k.requested_at and p.uid is distinct from k.pod_uid)
+		or ` + volumeIn("r.ebs_volume_id") + ` <> coalesce(c.volume_id, case when c.settled_at is not null then '' end)
+		or exists (select from disks h join expiry.cleanups k on k.reservation_id = h.reservation_id
+		           where h.reservation_id = r.reservation_id and h.in_use and k.disk_released_at is not null
+		             and ` + volumeIn("h.ebs_volume_id") + ` <> coalesce(k.volume_id, ''))), false)`
 
 // asked holds where a cleanup's work is due already, under the given expression for the reservation's id. What is days
 // away waits for a volume set aside, not for the cleanup. `in`, not `exists`: PostgreSQL hashes the list once, where
@@ -55,7 +59,8 @@ var leftovers = `
 	select c.reservation_id, coalesce(r.status, ''), true
 	from expiry.cleanups c
 	left join reservations r on r.reservation_id = c.reservation_id
-	where c.settled_at is null and not ` + asked("c.reservation_id")
+	where c.settled_at is null and (r.reservation_id is null or r.status in ('expired', 'cancelled', 'failed'))
+	  and not ` + asked("c.reservation_id")
 
 // Leftover is an ended reservation whose cleanup is to be asked for.
 type Leftover struct {
@@ -77,33 +82,6 @@ func (db *DB) Leftovers(ctx context.Context, now time.Time, only []string) ([]Le
 		return nil, fmt.Errorf("look for unfinished cleanups: %w", err)
 	}
 	return found, nil
-}
-
-// Revived reads which reservations are live although they have a cleanup, and were not seen so before.
-func (db *DB) Revived(ctx context.Context) ([]string, error) {
-	ids, err := query(ctx, db, pgx.RowTo[string], `
-		select r.reservation_id from reservations r join expiry.cleanups c using (reservation_id)
-		where r.status in ('pending', 'queued', 'preparing', 'active') and c.revived_at is null
-		order by 1`)
-	if err != nil {
-		return nil, fmt.Errorf("look for reservations that came back to life: %w", err)
-	}
-	return ids, nil
-}
-
-// RecordRevived remembers of cleanups that their reservations are live again, as far as they are.
-func (db *DB) RecordRevived(ctx context.Context, lease SweepLease, ids []string) error {
-	return db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `
-			update expiry.cleanups c set revived_at = clock_timestamp()
-			from reservations r
-			where r.reservation_id = c.reservation_id and c.reservation_id = any($1) and c.revived_at is null
-			  and r.status in ('pending', 'queued', 'preparing', 'active')`, orNone(ids))
-		if err != nil {
-			return fmt.Errorf("record that %d reservations came back to life: %w", len(ids), err)
-		}
-		return nil
-	})
 }
 
 // RequestCleanups asks for the cleanups of those of the given reservations that are still leftovers, and returns their

@@ -14,8 +14,6 @@ import (
 
 type leftoverStore interface {
 	Leftovers(ctx context.Context, now time.Time, only []string) ([]postgres.Leftover, error)
-	Revived(ctx context.Context) ([]string, error)
-	RecordRevived(ctx context.Context, lease postgres.SweepLease, ids []string) error
 	RequestCleanups(ctx context.Context, lease postgres.SweepLease, now time.Time, ids []string) ([]string, error)
 	PodCandidates(ctx context.Context, names []string) ([]postgres.PodCandidate, error)
 	CleanUpAgain(ctx context.Context, lease postgres.SweepLease, reservationID, why string) (bool, error)
@@ -24,15 +22,11 @@ type leftoverStore interface {
 // CleanUp is the action of asking for a cleanup.
 const CleanUp Action = "clean_up"
 
-// cleanups asks for the cleanup of every ended reservation whose cleanup is not done, whoever ended it, and remembers
-// which have come back to life since theirs. While paused it goes on with those that were begun.
+// cleanups asks for the cleanup of every ended reservation whose cleanup is not done, whoever ended it. While paused
+// it goes on with those that were begun.
 func cleanups(store leftoverStore) part {
 	return part{name: "cleanups", plan: func(ctx context.Context, p *pass) (plan, error) {
 		left, err := store.Leftovers(ctx, p.now, p.only)
-		if err != nil {
-			return plan{}, err
-		}
-		revived, err := store.Revived(ctx)
 		if err != nil {
 			return plan{}, err
 		}
@@ -49,15 +43,10 @@ func cleanups(store leftoverStore) part {
 			ids = append(ids, l.ReservationID)
 			pl.decisions = append(pl.decisions, Decision{ReservationID: l.ReservationID, Action: CleanUp, Reason: reason})
 		}
-		if len(ids)+len(revived) == 0 {
+		if len(ids) == 0 {
 			return pl, nil
 		}
 		pl.apply = func(ctx context.Context) (done, error) {
-			if len(revived) > 0 {
-				if err := store.RecordRevived(ctx, p.lease, revived); err != nil {
-					return done{}, err
-				}
-			}
 			requested, err := store.RequestCleanups(ctx, p.lease, p.now, ids)
 			return done{carriedOut(pl.decisions, requested), map[string]int{"cleanupsRequested": len(requested)}}, err
 		}
@@ -99,7 +88,7 @@ func strays(store leftoverStore) part {
 			if what != "" {
 				pl.counts[what]++
 			}
-			if owner != nil && !owner.UnderWay {
+			if owner != nil && !owner.UnderWay && !planned(p, owner.ReservationID, CleanUp) {
 				pl.decisions = append(pl.decisions, Decision{ReservationID: owner.ReservationID, Action: CleanUp,
 					Reason: fmt.Sprintf("it is %s but pod %s/%s is there: %s", owner.Status, one.Namespace, one.Name, why)})
 			}
@@ -119,6 +108,11 @@ func strays(store leftoverStore) part {
 		}
 		return pl, nil
 	}}
+}
+
+// planned reports whether a part before has decided so, in a dry run.
+func planned(p *pass, id string, action Action) bool {
+	return slices.ContainsFunc(p.planned, func(d Decision) bool { return d.ReservationID == id && d.Action == action })
 }
 
 func goingAlready(p pod.Pod, now time.Time) bool {

@@ -1,6 +1,7 @@
 package sweep
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"testing"
@@ -162,39 +163,49 @@ func TestAPodThatIsBackDoesNotWaitForAVolumeSetAside(t *testing.T) {
 
 func TestAReservationThatEndedAgainSinceItsCleanupGetsANewOne(t *testing.T) {
 	t.Parallel()
+	const newVolume = "'vol-0123456789abcdef0'"
 	for name, test := range map[string]struct {
-		columns row
-		seen    bool // live, by a sweep
+		columns row    // since then
+		volume  string // of the disk, which it holds again
+		pod     string // when another one was made
+		settled bool
 		want    bool
 	}{
-		"a sweep saw it live":             {columns: row{"status": "'cancelled'", "cancelled_at": ago(time.Minute)}, seen: true, want: true},
-		"launched since":                  {columns: row{"status": "'failed'", "launched_at": ago(time.Hour)}, want: true},
-		"ended once, before":              {columns: row{"status": "'cancelled'", "cancelled_at": ago(6 * time.Hour)}},
-		"its end written late":            {columns: row{"status": "'cancelled'", "cancelled_at": ago(6 * time.Hour), "reservation_ended": ago(time.Minute)}},
-		"launched at an absurd time":      {columns: row{"status": "'expired'", "launched_at": "'infinity'"}},
-		"launched as its cleanup was due": {columns: row{"status": "'failed'", "launched_at": ago(5*time.Hour - 3*time.Second)}},
-		"live, launched since":            {columns: row{"launched_at": ago(time.Hour)}},
+		"its row names another volume":      {columns: row{"ebs_volume_id": newVolume}, settled: true, want: true},
+		"while the first waits for EC2":     {columns: row{"ebs_volume_id": newVolume}, want: true},
+		"its disk is on another volume":     {volume: newVolume, settled: true, want: true},
+		"another pod was made":              {pod: ago(time.Hour), settled: true, want: true},
+		"that pod was made before":          {pod: ago(6 * time.Hour), settled: true},
+		"it holds what was captured":        {settled: true},
+		"its end was written late":          {columns: row{"status": "'cancelled'", "reservation_ended": ago(time.Minute)}, settled: true},
+		"its launch was written late":       {columns: row{"launched_at": ago(time.Hour)}, settled: true},
+		"live, its row has another volume":  {columns: row{"status": "'active'", "ebs_volume_id": newVolume}, settled: true},
+		"live, its first waits for nothing": {columns: row{"status": "'active'"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			columns := row{"disk_name": "'work'", "launched_at": ago(8 * time.Hour)}
+			columns := row{"disk_name": "'work'", "launched_at": ago(8 * time.Hour), "status": "'expired'", "ebs_volume_id": "'vol-aaaaaaaaaaaaaaaaa'"}
 			maps.Copy(columns, test.columns)
 			id := w.insert(columns)[0]
-			w.exec(`insert into expiry.cleanups (reservation_id, reason, user_id, disk_name, volume_id, requested_at, settled_at, outcome)
-				values ($1, 'expired', 'ada', 'work', 'vol-aaaaaaaaaaaaaaaaa', now() - interval '5 hours', now() - interval '4 hours', 'released')`, id)
-			w.exec("insert into disks (user_id, disk_name, in_use, reservation_id, ebs_volume_id) values ('ada', 'work', true, $1, 'vol-0123456789abcdef0')", id)
-			if test.seen {
-				w.exec("update reservations set status = 'active'")
-				w.sweep()
-				w.exec("update reservations set status = 'cancelled'")
+			w.exec(`insert into expiry.cleanups (reservation_id, reason, user_id, disk_name, volume_id, pod_uid, requested_at, disk_released_at)
+				values ($1, 'expired', 'ada', 'work', 'vol-aaaaaaaaaaaaaaaaa', 'first', now() - interval '5 hours', now() - interval '4 hours')`, id)
+			if test.settled {
+				w.exec("update expiry.cleanups set settled_at = now() - interval '4 hours', outcome = 'released'")
+			} else {
+				w.exec("insert into expiry.follow_ups (kind, key, reservation_id, subject, state) values ('cleanup', $1::text, $1, $1, 'done')", id)
+			}
+			w.exec("insert into disks (user_id, disk_name, in_use, reservation_id, ebs_volume_id) values ('ada', 'work', true, $1, "+
+				cmp.Or(test.volume, "'vol-aaaaaaaaaaaaaaaaa'")+")", id)
+			if test.pod != "" {
+				w.exec("insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ('second', $1, 'gpu-dev', 'p', "+test.pod+")", id)
 			}
 			w.sweep()
 			if !test.want {
-				require.Empty(t, w.followUps())
+				require.NotContains(t, w.followUps(), "cleanup "+id+" due")
 				return
 			}
-			require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
+			require.Contains(t, w.followUps(), "cleanup "+id+" due")
 			require.Equal(t, "true", w.text("select in_use::text from disks"), "its new volume is not captured yet")
 			require.Zero(t, w.sweep().Counts["cleanupsRequested"], "it is asked for once")
 		})
@@ -247,14 +258,15 @@ func TestTwoIdleDisksOfOneReservationAreBothFreedAndAnnounced(t *testing.T) {
 func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		holder  row    // of the disk, nil: none
-		settled bool   // its cleanup
-		columns string // of the disk, further
-		values  string
-		live    string // the state of another reservation that names the disk, empty: none does
-		volume  bool   // another reservation, which is live, names its volume, and no disk
-		open    bool   // a snapshot of it is unsettled
-		want    bool
+		holder   row    // of the disk, nil: none
+		settled  bool   // its cleanup
+		columns  string // of the disk, further
+		values   string
+		live     string // the state of another reservation that names the disk, empty: none does
+		launched bool   // that one was, once
+		volume   bool   // another reservation, which is live, names its volume, and no disk
+		open     bool   // a snapshot of it is unsettled
+		want     bool
 	}{
 		"ended and settled":                 {holder: row{"status": "'expired'"}, settled: true, want: true},
 		"ended, cleanup not done":           {holder: row{"status": "'expired'"}},
@@ -262,6 +274,7 @@ func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
 		"ended, another one works on it":    {holder: row{"status": "'expired'"}, settled: true, live: "active"},
 		"ended, another one prepares it":    {holder: row{"status": "'expired'"}, settled: true, live: "preparing"},
 		"ended, another one waits for it":   {holder: row{"status": "'expired'"}, settled: true, live: "queued", want: true},
+		"ended, another one worked on it":   {holder: row{"status": "'expired'"}, settled: true, live: "queued", launched: true},
 		"ended, volume named by a live one": {holder: row{"status": "'expired'"}, settled: true, volume: true},
 		"no holder, its volume in use":      {columns: ", last_updated, created_at", values: ", now() - interval '2 hours', now() - interval '1 day'", volume: true},
 		"ended, snapshot pending":           {holder: row{"status": "'expired'"}, settled: true, open: true},
@@ -285,7 +298,11 @@ func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
 			}
 			w.exec(fmt.Sprintf("insert into disks (disk_name, user_id, in_use, reservation_id%s) values ('d', 'ada', true, %s%s)", test.columns, holder, test.values))
 			if test.live != "" {
-				w.insert(row{"disk_name": "'d'", "status": quote(test.live)})
+				launched := "null"
+				if test.launched {
+					launched = ago(time.Hour)
+				}
+				w.insert(row{"disk_name": "'d'", "status": quote(test.live), "launched_at": launched})
 			}
 			if test.volume {
 				w.exec("update disks set ebs_volume_id = 'vol-0123456789abcdef0'")
