@@ -49,7 +49,7 @@ type Store interface {
 	RecordPodGone(ctx context.Context, reservationID, outcome, detail string) error
 	VolumesSetAside(ctx context.Context, ids []string) ([]string, error)
 	WithDisk(ctx context.Context, reservationID string, act func(context.Context) error) (postgres.DiskVerdict, error)
-	FinishWithoutVolume(ctx context.Context, reservationID, detail string) error
+	FinishWithoutVolume(ctx context.Context, reservationID, detail string) (outcome string, err error)
 
 	DomainsOf(ctx context.Context, reservationID string) ([]string, error)
 	RemoveDomain(ctx context.Context, reservationID, domain string, remove func(context.Context) error) (bool, error)
@@ -209,7 +209,7 @@ func (a *Action) Handle(ctx context.Context, f postgres.FollowUp) (result follow
 		return followup.Done(c.Outcome), nil
 	}
 	ctx, span := a.opts.Trace.StartAction(ctx, "cleanup", about(c, telemetry.PhaseCleanup))
-	defer func() { span.End(cmp.Or(result.Outcome, "waiting"), err) }()
+	defer func() { span.EndOr(result.Outcome, "waiting", err) }()
 	if !c.Over() {
 		a.opts.Log.WarnContext(ctx, "no cleanup: the reservation is live", "status", c.Status)
 		voided, err := a.Store.VoidCleanup(ctx, f)

@@ -288,7 +288,8 @@ func (a *Action) keepDisk(ctx context.Context, d *delivery) (result, error) {
 		case over:
 			return result{recorded: true}, nil
 		case none != "":
-			return result{detail: none, recorded: true}, a.Store.FinishWithoutVolume(ctx, d.id, none)
+			outcome, err := a.Store.FinishWithoutVolume(ctx, d.id, none)
+			return result{outcome: outcome, detail: none, recorded: true}, err
 		}
 	}
 	if err := a.nameDisk(ctx, d); err != nil {

@@ -102,10 +102,9 @@ func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Durat
 		telemetry.KeyCleanupStep.String(string(s.name)), telemetry.KeyAttempt.Int(before.Attempts+1))
 	began := a.opts.Now()
 	r, err := a.run(stepCtx, d, s)
-	outcome := r.outcome
+	outcome := cmp.Or(r.outcome, "recorded")
 	switch {
 	case err != nil:
-		outcome = "error"
 		a.recordFailure(ctx, d, s, err)
 	case r.again > 0:
 		outcome, again = "waiting", r.again
@@ -116,7 +115,9 @@ func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Durat
 		err = a.Store.FinishStep(ctx, id, s.name, r.outcome, r.detail)
 	}
 	if err == nil {
-		a.opts.Log.InfoContext(stepCtx, "cleanup step", "step", s.name, "outcome", cmp.Or(outcome, "recorded"), "reason", r.detail)
+		a.opts.Log.InfoContext(stepCtx, "cleanup step", "step", s.name, "outcome", outcome, "reason", r.detail)
+	} else {
+		outcome = "error"
 	}
 	span.End(outcome, err)
 	a.opts.Trace.Metrics.StepTried(ctx, string(s.name), outcome, a.opts.Now().Sub(began), before.Attempts+1, err == nil && again == 0)

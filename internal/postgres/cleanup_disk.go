@@ -31,10 +31,11 @@ func finishDisk(ctx context.Context, tx pgx.Tx, reservationID, outcome, detail s
 }
 
 // FinishWithoutVolume ends the disk's part of a cleanup for which no volume is known, releasing the disk if this very
-// reservation holds its lock and no live one has it. It is an error where the reservation has come back to life since.
-func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail string) error {
-	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		outcome := OutcomeNothingToKeep
+// reservation holds its lock and no live one has it. It returns the outcome. It is an
+// error where the reservation has come back to life since.
+func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail string) (string, error) {
+	outcome := OutcomeNothingToKeep
+	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		held, err := disksHeldBy(ctx, tx, reservationID)
 		if err != nil {
 			return err
@@ -61,6 +62,7 @@ func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail str
 		}
 		return finishDisk(ctx, tx, reservationID, outcome, detail)
 	})
+	return outcome, err
 }
 
 // heldDisk is a disk whose lock a reservation holds.

@@ -38,7 +38,7 @@ func (a *Sync) Handle(ctx context.Context, f postgres.FollowUp) (result followup
 		return followup.Done(postgres.Void), nil
 	}
 	ctx, span := a.start(ctx, "snapshot.sync", s)
-	defer func() { span.End(cmp.Or(result.Outcome, "waiting"), err) }()
+	defer func() { span.EndOr(result.Outcome, "waiting", err) }()
 
 	if s.State == postgres.SnapshotPending {
 		ended, err := a.follow(ctx, &s)

@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -153,6 +154,14 @@ func (s *Span) End(outcome string, err error) {
 		s.span.SetAttributes(s.outcomeKey.String(outcome))
 	}
 	s.span.End(trace.WithTimestamp(after(s.began, s.t.now())))
+}
+
+// EndOr is End for work whose result names its outcome only where it did not go as usual. A failure is never usual.
+func (s *Span) EndOr(outcome, usual string, err error) {
+	if err == nil {
+		outcome = cmp.Or(outcome, usual)
+	}
+	s.End(outcome, err)
 }
 
 // after returns end, or the next moment after begin where the clock stood still or was turned back: viewers

@@ -2,7 +2,6 @@
 package warning
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -70,7 +69,7 @@ func (w *Warnings) Handle(ctx context.Context, f postgres.FollowUp) (result foll
 		why = "the deadline has passed"
 	}
 	ctx, span := w.opts.Trace.StartAction(ctx, "warning", telemetryOf(f, s), telemetry.KeyWarningLevel.Int(int(level)))
-	defer func() { span.End(cmp.Or(result.Outcome, "sent"), err) }()
+	defer func() { span.EndOr(result.Outcome, "sent", err) }()
 	if why != "" {
 		return w.void(ctx, "no warning", why), nil
 	}

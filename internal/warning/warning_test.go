@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/fault"
@@ -15,6 +16,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/reservation"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
 	"gpudev.internal/reservation-expiry/internal/warning"
 )
 
@@ -168,6 +170,31 @@ func TestAWarningThatCannotBeWrittenIsAFailureAndNotRecorded(t *testing.T) {
 			require.Empty(t, m.written)
 		})
 	}
+}
+
+func TestAFailedWarningIsAnErrorToSearchBy(t *testing.T) {
+	t.Parallel()
+	spans := tracetest.NewInMemoryExporter()
+	tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Spans: spans})
+	require.NoError(t, err)
+	m := newModel()
+	f := postgres.FollowUp{Kind: postgres.Warning, ReservationID: "deadbeef-1", Key: event.WarningKey("deadbeef-1", now.Add(20*time.Minute), 30)}
+	warn := warning.NewWarnings(m, m, warning.Options{Log: slog.New(slog.DiscardHandler), Trace: tel})
+	_, err = warn.Handle(t.Context(), f)
+	require.NoError(t, err)
+	clear(m.pods)
+	_, err = warn.Handle(t.Context(), f)
+	require.Error(t, err)
+	require.NoError(t, tel.Flush(t.Context()))
+	var outcomes []string
+	for _, span := range spans.GetSpans() {
+		for _, a := range span.Attributes {
+			if a.Key == "reservation.outcome" {
+				outcomes = append(outcomes, a.Value.AsString())
+			}
+		}
+	}
+	require.Equal(t, []string{"sent", "error"}, outcomes)
 }
 
 func TestAPodSeenAsTheReservationsOwnIsWrittenToWhoeverSharesItsName(t *testing.T) {
