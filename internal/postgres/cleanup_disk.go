@@ -31,8 +31,8 @@ func finishDisk(ctx context.Context, tx pgx.Tx, reservationID, outcome, detail s
 }
 
 // FinishWithoutVolume ends the disk's part of a cleanup for which no volume is known, releasing the disk if this very
-// reservation holds its lock and no live one has it. It returns the outcome. It is an
-// error where the reservation has come back to life since.
+// reservation holds its lock and no live one has it. It returns the outcome, and is an error
+// where the reservation has come back to life since.
 func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail string) (string, error) {
 	outcome := OutcomeNothingToKeep
 	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {

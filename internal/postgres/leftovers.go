@@ -26,7 +26,8 @@ const endWritten = `greatest(r.reservation_ended, case r.status when 'failed' th
 
 // endedAgain holds where reservation r came back to life and ended after its cleanup c was asked for, which thus knows
 // nothing of what r had last: another pod was seen, made since, or the row or a disk that r holds again names another
-// volume. Dates and a status that somebody wrote late prove nothing: what the cleanup knows is kept.
+// volume. Dates and a status that somebody wrote late prove nothing: what the cleanup knows is kept. What is sought refers to
+// r by its id only, so that PostgreSQL may hash it once for many rows.
 var endedAgain = `coalesce(r.status in ('expired', 'cancelled', 'failed') and (
 		exists (select from expiry.pods p join expiry.cleanups k on k.reservation_id = p.reservation_id
 		        where p.reservation_id = r.reservation_id and p.created_at > k.requested_at and p.uid is distinct from k.pod_uid)
