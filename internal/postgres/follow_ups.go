@@ -92,7 +92,7 @@ func requestFollowUps(ctx context.Context, tx pgx.Tx, all []FollowUp) error {
 // DispatchDue picks follow-ups that are due, are not being worked on and have not been asked for within askAgain, and
 // raises their dispatch number. What speaks to users comes first, since it is quick and soon too late; then the oldest.
 func (db *DB) DispatchDue(ctx context.Context, limit int, askAgain time.Duration) ([]FollowUp, error) {
-	picked, err := query(ctx, db, scanFollowUp, `
+	picked, err := query(unseen(ctx), db, scanFollowUp, `
 		with picked as (
 		    select kind as picked_kind, key as picked_key from expiry.follow_ups
 		    where state = 'due' and due_at <= clock_timestamp() and ask_again_at <= clock_timestamp()

@@ -125,7 +125,7 @@ func (db *DB) RenewSweep(ctx context.Context, lease SweepLease, ttl time.Duratio
 func (db *DB) underLease(ctx context.Context, lease SweepLease, work func(ctx context.Context, tx pgx.Tx) error) error {
 	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		var held bool
-		err := tx.QueryRow(ctx, `
+		err := tx.QueryRow(unseen(ctx), `
 			select true from expiry.sweep_lease where token = $1 and expires_at > clock_timestamp()
 			for key share`, lease.token).Scan(&held)
 		if errors.Is(err, pgx.ErrNoRows) {
