@@ -36,9 +36,10 @@ type store interface {
 	StoreDeadLetter(ctx context.Context, d postgres.DeadLetter) (int64, error)
 }
 
-// announcer sends the facts that deliveries made true.
+// announcer sends the facts that deliveries made true; *dispatch.Announcer is one.
 type announcer interface {
 	Drain(ctx context.Context) (int, error)
+	Share(ctx context.Context, subject string) (int, error)
 }
 
 // lives writes what is over of reservations' lives into their traces; *lifecycle.Writer does.
@@ -198,8 +199,8 @@ func (h *handler) deliver(w http.ResponseWriter, r *http.Request, t *taken) erro
 	return err
 }
 
-func (h *handler) announce(ctx context.Context) {
-	if _, err := h.announcer.Drain(ctx); err != nil {
+func (h *handler) announced(ctx context.Context, err error) {
+	if err != nil {
 		h.log.WarnContext(ctx, "facts could not be announced and stay recorded", "error", err)
 	}
 }
@@ -238,7 +239,8 @@ func (h *handler) followUp(ctx context.Context, e ce.Event) (any, error) {
 	if report.State == followup.StateHandedBack {
 		return nil, errHandedBack
 	}
-	h.announce(ctx)
+	_, err = h.announcer.Share(ctx, report.About)
+	h.announced(ctx, err)
 	if err := h.sendDue(ctx); err != nil {
 		h.log.WarnContext(ctx, "follow-ups could not be sent and stay due", "error", err)
 	}

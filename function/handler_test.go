@@ -191,7 +191,7 @@ func TestAFollowUpIsKnownByItsDataAlone(t *testing.T) {
 	d := newDesk(t)
 	d.post(t, "/", binary(event.WarningRequested, "Ce-Subject: somebody-else"),
 		`{"reservationId":"r1","deadline":"2026-03-01T12:30:00Z","levelMinutes":15}`)
-	require.Equal(t, []string{"run warning r1/1772368200/15", "announce", "send"}, d.calls)
+	require.Equal(t, []string{"run warning r1/1772368200/15", "share r1", "send"}, d.calls)
 }
 
 func TestACleanupThatNobodyAskedForIsMadeOfTheRows(t *testing.T) {
@@ -200,9 +200,9 @@ func TestACleanupThatNobodyAskedForIsMadeOfTheRows(t *testing.T) {
 		wanted bool
 		calls  []string
 	}{
-		"an ended reservation":  {true, []string{"run cleanup r1", "ensure r1", "run cleanup r1", "announce", "send"}},
-		"a forged one":          {false, []string{"run cleanup r1", "ensure r1", "announce", "send"}},
-		"never for other kinds": {true, []string{"run snapshot.purge snap-1", "announce", "send"}},
+		"an ended reservation":  {true, []string{"run cleanup r1", "ensure r1", "run cleanup r1", "share", "send"}},
+		"a forged one":          {false, []string{"run cleanup r1", "ensure r1", "share", "send"}},
+		"never for other kinds": {true, []string{"run snapshot.purge snap-1", "share", "send"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

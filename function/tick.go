@@ -71,7 +71,8 @@ func (h *handler) sweep(ctx context.Context, trigger string, request event.Sweep
 func (h *handler) afterwards(ctx context.Context) error {
 	ctx, span := h.telemetry.StartStep(ctx, "send")
 	err := h.sendDue(ctx)
-	h.announce(ctx)
+	_, failure := h.announcer.Drain(ctx)
+	h.announced(ctx, failure)
 	span.End("", err)
 	if err != nil {
 		h.log.ErrorContext(ctx, "follow-ups could not be sent and stay due", "error", err)

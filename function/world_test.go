@@ -72,6 +72,11 @@ func (d *desk) Drain(context.Context) (int, error) {
 	return 0, d.drain()
 }
 
+func (d *desk) Share(_ context.Context, subject string) (int, error) {
+	d.called(strings.TrimSpace("share " + subject))
+	return 0, d.drain()
+}
+
 func newDesk(t *testing.T) *desk {
 	t.Helper()
 	d := &desk{
@@ -79,7 +84,7 @@ func newDesk(t *testing.T) *desk {
 			return sweep.Result{Trigger: trigger, DryRun: request.DryRun, Outcome: sweep.Completed}, nil
 		},
 		run: func(_ context.Context, kind postgres.FollowUpKind, key string) (followup.Report, error) {
-			return followup.Report{Kind: kind, Key: key, State: followup.StateDone, Outcome: "sent"}, nil
+			return followup.Report{Kind: kind, Key: key, State: followup.StateDone, Outcome: "sent", About: "r1"}, nil
 		},
 		ensure:  func(string) (bool, error) { return false, nil },
 		letter:  func(postgres.DeadLetter) (int64, error) { return 7, nil },

@@ -19,15 +19,16 @@ import (
 
 // Outbox holds the facts that are not announced yet; *postgres.DB is one.
 type Outbox interface {
-	ClaimFacts(ctx context.Context, limit int, token uuid.UUID, lease time.Duration) ([]postgres.Fact, error)
+	ClaimFacts(ctx context.Context, subject string, limit int, token uuid.UUID, lease time.Duration) ([]postgres.Fact, error)
 	FactPublished(ctx context.Context, f postgres.Fact) error
 	FactFailed(ctx context.Context, f postgres.Fact, cause error, pause time.Duration) error
 }
 
 // AnnouncerOptions tune an Announcer. The zero value is right for production.
 type AnnouncerOptions struct {
-	Within time.Duration    // one Drain takes no longer; 0: 10 s
-	Lease  time.Duration    // of the facts being sent; 0: a minute. Longer than Within and one send
+	Within time.Duration    // after that no more is begun; 0: 10 s
+	Each   time.Duration    // the sending of one fact takes no longer, tries and pauses included; 0: 10 s
+	Lease  time.Duration    // of the facts being sent; 0: a minute. Longer than Each
 	AtOnce int              // facts sent at a time, all of different subjects; 0: 8
 	NewID  func() uuid.UUID // of leases; nil: random
 	Jitter func() float64   // in [0, 1); nil: random
@@ -46,6 +47,9 @@ type Announcer struct {
 func NewAnnouncer(outbox Outbox, build event.Builder, sender Sender, opts AnnouncerOptions) *Announcer {
 	if opts.Within == 0 {
 		opts.Within = 10 * time.Second
+	}
+	if opts.Each == 0 {
+		opts.Each = 10 * time.Second
 	}
 	if opts.Lease == 0 {
 		opts.Lease = time.Minute
@@ -67,34 +71,60 @@ func NewAnnouncer(outbox Outbox, build event.Builder, sender Sender, opts Announ
 
 // Drain sends the facts whose time has come and returns how many. Where the sink is not to be reached it gives up:
 // what was tried waits for a growing pause, the others for the next Drain. Several may run at once.
-func (a *Announcer) Drain(ctx context.Context) (int, error) {
+func (a *Announcer) Drain(ctx context.Context) (int, error) { return a.drain(ctx, "") }
+
+// Share is Drain for the facts of one subject, and for as many of others' as go at once: so each of many deliveries
+// sends what it made true, and none of them all that is left. Without a subject it sends only others'.
+func (a *Announcer) Share(ctx context.Context, subject string) (int, error) {
+	own := 0
+	if subject != "" {
+		var err error
+		if own, err = a.drain(ctx, subject); err != nil {
+			return own, err
+		}
+	}
+	_, others, err := a.some(ctx, "")
+	return own + others, err
+}
+
+// drain sends the facts of one subject, or of all, until there are none or its time is over.
+func (a *Announcer) drain(ctx context.Context, subject string) (int, error) {
+	all := 0
+	for began := time.Now(); ; {
+		claimed, sent, err := a.some(ctx, subject)
+		all += sent
+		if err != nil || claimed == 0 || time.Since(began) >= a.opts.Within {
+			return all, err
+		}
+	}
+}
+
+// some sends as many facts as go at once, and returns how many it claimed and how many of these were taken.
+func (a *Announcer) some(ctx context.Context, subject string) (claimed, taken int, err error) {
 	if a.sender == nil {
-		return 0, nil
+		return 0, 0, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, a.opts.Within)
-	defer cancel()
+	facts, err := a.outbox.ClaimFacts(ctx, subject, a.opts.AtOnce, a.opts.NewID(), a.opts.Lease)
+	if err != nil {
+		return 0, 0, err
+	}
 	var sent atomic.Int64
-	for {
-		facts, err := a.outbox.ClaimFacts(ctx, a.opts.AtOnce, a.opts.NewID(), a.opts.Lease)
-		if err != nil || len(facts) == 0 {
-			return int(sent.Load()), err
-		}
-		var group errgroup.Group
-		for _, f := range facts {
-			group.Go(func() error {
-				switch err := a.announce(ctx, f); {
-				case err == nil:
-					sent.Add(1)
-				case !fault.Is(err, fault.Permanent): // one that is refused stops no other
-					return err
-				}
-				return nil
-			})
-		}
-		if err := group.Wait(); err != nil {
-			return int(sent.Load()), fmt.Errorf("announce facts: %w", err)
-		}
+	var group errgroup.Group
+	for _, f := range facts {
+		group.Go(func() error {
+			switch err := a.announce(ctx, f); {
+			case err == nil:
+				sent.Add(1)
+			case !fault.Is(err, fault.Permanent): // one that is refused stops no other
+				return err
+			}
+			return nil
+		})
 	}
+	if err := group.Wait(); err != nil {
+		return len(facts), int(sent.Load()), fmt.Errorf("announce facts: %w", err)
+	}
+	return len(facts), int(sent.Load()), nil
 }
 
 func (a *Announcer) announce(ctx context.Context, f postgres.Fact) error {
@@ -103,7 +133,9 @@ func (a *Announcer) announce(ctx context.Context, f postgres.Fact) error {
 		Traceparent: f.Traceparent,
 	})
 	if err == nil {
-		err = a.sender.Send(ctx, e)
+		sending, cancel := context.WithTimeout(ctx, a.opts.Each)
+		err = a.sender.Send(sending, e)
+		cancel()
 	}
 	recording, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
 	defer cancel()

@@ -1,10 +1,12 @@
 package dispatch_test
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	ce "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/stretchr/testify/require"
@@ -48,6 +50,64 @@ func TestFactsAreAnnouncedOnceAndInOrder(t *testing.T) {
 		require.Equal(t, last[e.Subject()], sequence)
 	}
 	require.Equal(t, 15, w.count(t, "facts where published_at is not null"))
+}
+
+func TestADeliverySendsWhatItMadeTrueAndLittleOfWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for i := range 20 {
+		w.fact(t, "other"+strconv.Itoa(i), 1) // all of them older
+	}
+	for sequence := 1; sequence <= 3; sequence++ {
+		w.fact(t, "own", sequence)
+	}
+	s := newSink(t, nil)
+	sent, err := announcer(t, w, sender(t, s.URL, 1)).Share(t.Context(), "own")
+	require.NoError(t, err)
+	require.Equal(t, 3+8, sent)
+	for i, sequence := range []string{"0000000001", "0000000002", "0000000003"} {
+		require.Equal(t, "own", s.events[i].Subject())
+		require.Equal(t, sequence, s.events[i].Extensions()["sequence"])
+	}
+
+	sent, err = announcer(t, w, sender(t, s.URL, 1)).Share(t.Context(), "")
+	require.NoError(t, err)
+	require.Equal(t, 8, sent)
+	sent, err = announcer(t, w, sender(t, s.URL, 1)).Drain(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 4, sent)
+}
+
+func TestWhatIsBegunWhenTheTimeIsOverIsSentAllTheSame(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for i := range 20 {
+		w.fact(t, strconv.Itoa(i), 1)
+	}
+	s := newSink(t, nil)
+	announcer := dispatch.NewAnnouncer(w.db, event.Builder{}, sender(t, s.URL, 1), dispatch.AnnouncerOptions{Within: 1, Log: quiet})
+	sent, err := announcer.Drain(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 8, sent)
+	require.Equal(t, 12, w.count(t, "facts where attempts = 0 and published_at is null and lease_token is null"))
+}
+
+func TestOneFactHoldsNoDeliveryForLong(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.fact(t, "r1", 1)
+	announcer := dispatch.NewAnnouncer(w.db, event.Builder{}, hanging{}, dispatch.AnnouncerOptions{Each: time.Millisecond, Log: quiet})
+	_, err := announcer.Share(t.Context(), "r1")
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Equal(t, 1, w.count(t, "facts where attempts = 1 and lease_token is null"))
+}
+
+// hanging takes nothing, and says so when it is no longer asked to.
+type hanging struct{}
+
+func (hanging) Send(ctx context.Context, _ ce.Event) error {
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func TestFactsThatAreNotTakenWaitAndLoseNothing(t *testing.T) {

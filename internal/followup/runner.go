@@ -86,6 +86,8 @@ type Report struct {
 	Outcome string                `json:"outcome,omitempty"`
 	Next    time.Duration         `json:"-"` // until it is looked at again, for StatePostponed and StateFailed
 	Error   string                `json:"error,omitempty"`
+	// About is the reservation, or else what the row is about; "" where it was not claimed.
+	About string `json:"-"`
 }
 
 // Run carries out one follow-up if it is due and nobody else does. How that ended is on the row when Run returns; an
@@ -101,6 +103,9 @@ func (r *Runner) Run(ctx context.Context, kind postgres.FollowUpKind, key string
 		return report, err
 	}
 
+	if report.About = f.ReservationID; report.About == "" {
+		report.About = f.Subject
+	}
 	log := r.opts.Log.With("follow_up", kind, "key", key, "reservation_id", f.ReservationID)
 	work, cancel := context.WithTimeout(ctx, r.opts.Deadline)
 	result, failure := r.handle(work, f)

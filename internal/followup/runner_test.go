@@ -100,6 +100,7 @@ func TestHowAnActionEndsIsOnItsRow(t *testing.T) {
 			require.Equal(t, c.state, report.State)
 			require.Equal(t, c.row.Outcome, report.Outcome)
 			require.Equal(t, c.row.Error, report.Error)
+			require.Equal(t, key, report.About)
 			require.Equal(t, c.row, w.row(t))
 		})
 	}

@@ -71,9 +71,9 @@ func recordFacts(ctx context.Context, tx pgx.Tx, facts []newFact) error {
 	return nil
 }
 
-// ClaimFacts leases unpublished facts whose time has come, oldest first. A fact waits for the earlier ones of its
-// subject, so that a consumer sees the sequence in order as long as nothing is sent twice.
-func (db *DB) ClaimFacts(ctx context.Context, limit int, token uuid.UUID, lease time.Duration) ([]Fact, error) {
+// ClaimFacts leases unpublished facts whose time has come, of one subject or of all (""), oldest first. A fact waits for
+// the earlier ones of its subject, so that a consumer sees the sequence in order as long as nothing is sent twice.
+func (db *DB) ClaimFacts(ctx context.Context, subject string, limit int, token uuid.UUID, lease time.Duration) ([]Fact, error) {
 	scan := func(row pgx.CollectableRow) (Fact, error) {
 		var f Fact
 		err := row.Scan(&f.ID, &f.Type, &f.Subject, &f.Sequence, &f.Data, &f.OccurredAt, &f.Attempts, &f.Traceparent, &f.lease)
@@ -84,6 +84,7 @@ func (db *DB) ClaimFacts(ctx context.Context, limit int, token uuid.UUID, lease 
 		    select f.fact_id as picked_id from expiry.facts f
 		    where f.published_at is null and f.try_again_at <= clock_timestamp()
 		      and (f.lease_expires_at is null or f.lease_expires_at <= clock_timestamp())
+		      and ($4 = '' or f.subject = $4)
 		      and not exists (
 		          select from expiry.facts earlier
 		          where earlier.subject = f.subject and earlier.sequence < f.sequence and earlier.published_at is null)
@@ -95,7 +96,7 @@ func (db *DB) ClaimFacts(ctx context.Context, limit int, token uuid.UUID, lease 
 		set lease_token = $2, lease_expires_at = clock_timestamp() + $3
 		from picked where f.fact_id = picked_id
 		returning f.fact_id, f.type, f.subject, f.sequence, f.data, f.occurred_at, f.attempts, coalesce(f.traceparent, ''),
-		    f.lease_token`, limit, token, lease)
+		    f.lease_token`, limit, token, lease, subject)
 	if err != nil {
 		return nil, fmt.Errorf("claim facts: %w", err)
 	}

@@ -18,7 +18,7 @@ import (
 
 func claimFacts(t *testing.T, db *postgres.DB, lease time.Duration) []postgres.Fact {
 	t.Helper()
-	facts, err := db.ClaimFacts(t.Context(), 100, uuid.New(), lease)
+	facts, err := db.ClaimFacts(t.Context(), "", 100, uuid.New(), lease)
 	require.NoError(t, err)
 	return facts
 }
