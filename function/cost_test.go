@@ -24,7 +24,7 @@ const dearest = 1.15
 func TestTracingCostsASweepLittle(t *testing.T) { //nolint:paralleltest // each measurement wants the machine for itself
 	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) }))
 	t.Cleanup(sink.Close)
-	for _, platform := range []struct{ active, ending, rounds int }{{500, 2, 32}, {10_000, 10, 18}} { //nolint:paralleltest // see above
+	for _, platform := range []struct{ active, ending, rounds int }{{500, 2, 30}, {10_000, 10, 15}} { //nolint:paralleltest // see above
 		t.Run(strconv.Itoa(platform.active)+" active", func(t *testing.T) {
 			plain := newBusy(t, platform.active, platform.ending, sink.URL, "OTEL_TRACES_EXPORTER=none", "OTEL_METRICS_EXPORTER=none")
 			traced := newBusy(t, platform.active, platform.ending, sink.URL,
@@ -37,11 +37,11 @@ func TestTracingCostsASweepLittle(t *testing.T) { //nolint:paralleltest // each 
 				_, err := b.rows.Exec(t.Context(), "analyze")
 				require.NoError(t, err)
 			}
-			ratio := compare(t, plain, traced, platform.rounds)
-			if ratio > dearest { // somebody else was at work
-				ratio = compare(t, plain, traced, platform.rounds)
+			var c comparison
+			for more := 0; more < 5 && (more == 0 || c.ratio(t) > dearest); more++ { // somebody else was at work
+				c.run(plain, traced, platform.rounds)
 			}
-			require.LessOrEqual(t, ratio, dearest)
+			require.LessOrEqual(t, c.ratio(t), dearest)
 			require.Contains(t, traced.p.log.String(), "trace_id")
 			require.NotContains(t, traced.p.log.String(), "telemetry is lost", "it did send its spans")
 			require.Equal(t, traced.ticks*platform.ending, traced.ended())
@@ -49,30 +49,38 @@ func TestTracingCostsASweepLittle(t *testing.T) { //nolint:paralleltest // each 
 	}
 }
 
-// compare returns what a tick of the second takes of the first's time.
-func compare(t *testing.T, plain, traced *busy, rounds int) float64 {
-	t.Helper()
-	var without, with []time.Duration
+// comparison has the times of ticks without tracing and with it.
+type comparison struct{ without, with []time.Duration }
+
+// run adds rounds. Whoever comes second in one finds the machine warmer.
+func (c *comparison) run(plain, traced *busy, rounds int) {
 	for round := range rounds {
-		if round%2 == 0 { // whoever comes second finds the machine warmer
-			without, with = append(without, plain.tick()), append(with, traced.tick())
+		if round%2 == 0 {
+			c.without, c.with = append(c.without, plain.tick()), append(c.with, traced.tick())
 		} else {
-			with, without = append(with, traced.tick()), append(without, plain.tick())
+			c.with, c.without = append(c.with, traced.tick()), append(c.without, plain.tick())
 		}
 	}
-	ratio := float64(typical(with)) / float64(typical(without))
-	t.Logf("a sweep takes %s without tracing and %s with it: ×%.3f", typical(without), typical(with), ratio)
+}
+
+// ratio is what a tick with tracing takes of the time of one without.
+func (c *comparison) ratio(t *testing.T) float64 {
+	t.Helper()
+	with, without := undisturbed(c.with), undisturbed(c.without)
+	ratio := float64(with) / float64(without)
+	t.Logf("a sweep takes %s without tracing and %s with it: ×%.3f, after %d rounds", without, with, ratio, len(c.with))
 	return ratio
 }
 
-// typical is the mean of the fastest third: the others met somebody else on the machine.
-func typical(times []time.Duration) time.Duration {
+// undisturbed is the mean of the five fastest: the others met somebody else on the machine. The more there are, the
+// nearer are both sides to what they take alone, so that more rounds do not help what is too slow.
+func undisturbed(times []time.Duration) (mean time.Duration) {
 	slices.Sort(times)
-	fast, sum := times[:(len(times)+2)/3], time.Duration(0)
-	for _, d := range fast {
-		sum += d
+	const n = 5
+	for _, d := range times[:n] {
+		mean += d / n
 	}
-	return sum / time.Duration(len(fast))
+	return mean
 }
 
 // busy is a process with so many active reservations, of which some end at each tick. They are young: that no pod of
