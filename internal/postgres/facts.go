@@ -79,7 +79,7 @@ func (db *DB) ClaimFacts(ctx context.Context, subject string, limit int, token u
 		err := row.Scan(&f.ID, &f.Type, &f.Subject, &f.Sequence, &f.Data, &f.OccurredAt, &f.Attempts, &f.Traceparent, &f.lease)
 		return f, err
 	}
-	facts, err := query(ctx, db, scan, `
+	facts, err := query(unseen(ctx), db, scan, `
 		with picked as (
 		    select f.fact_id as picked_id from expiry.facts f
 		    where f.published_at is null and f.try_again_at <= clock_timestamp()
@@ -105,7 +105,7 @@ func (db *DB) ClaimFacts(ctx context.Context, subject string, limit int, token u
 
 // FactPublished records that the sink took the fact.
 func (db *DB) FactPublished(ctx context.Context, f Fact) error {
-	_, err := db.exec(ctx, `
+	_, err := db.exec(unseen(ctx), `
 		update expiry.facts
 		set published_at = clock_timestamp(), last_error = null, lease_token = null, lease_expires_at = null
 		where fact_id = $1 and lease_token = $2`, f.ID, f.lease)

@@ -42,13 +42,18 @@ func TestPickingWorkAndCheckingALeaseMakeNoSpans(t *testing.T) {
 	require.True(t, taken)
 	_, err = db.DispatchDue(ctx, 8, time.Minute)
 	require.NoError(t, err)
+	require.NoError(t, postgres.RecordFact(t.Context(), db, "type", "subject", map[string]any{}, nil))
+	facts, err := db.ClaimFacts(ctx, "", 8, uuid.New(), time.Minute)
+	require.NoError(t, err)
+	require.Len(t, facts, 1)
+	require.NoError(t, db.FactPublished(ctx, facts[0]))
 	_, err = db.ForgetHistory(ctx, lease, time.Now(), 10)
 	require.NoError(t, err)
 
 	all := strings.Join(tracer.statements, "\n")
 	require.Contains(t, all, "insert into expiry.sweeps", "what says something does")
 	require.Contains(t, all, "delete from expiry.follow_ups")
-	for _, silent := range []string{"for key share", "as picked_"} {
+	for _, silent := range []string{"for key share", "as picked_", "set published_at"} {
 		require.NotContains(t, all, silent)
 	}
 }
