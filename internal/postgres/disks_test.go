@@ -3,6 +3,7 @@ package postgres_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -292,4 +293,40 @@ func TestOneAttemptStandsAtATime(t *testing.T) {
 		require.Equal(t, 4, s.Attempt)
 		require.Equal(t, "abandoned", text(t, db, "select state from expiry.snapshots where attempt = 3"))
 	})
+}
+
+func TestNodesOfASetThatGoOnLeaveTheDiskToTheOneThatHasLockedIt(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		ended   string // of the set "master" and "node"
+		change  string
+		verdict postgres.DiskVerdict
+	}{
+		"the master's":               {"master", "select 1", postgres.DiskOurs},
+		"a node's":                   {"node", "update disks set reservation_id = 'node'", postgres.DiskOurs},
+		"another node goes on":       {"node", "update disks set reservation_id = 'node'; update reservations set master_reservation_id = 'gone'", postgres.DiskOurs},
+		"the other names the volume": {"master", "update reservations set ebs_volume_id = '" + volume + "' where reservation_id = 'node'", postgres.DiskSuperseded},
+		"the other has locked it":    {"node", "select 1", postgres.DiskSuperseded},
+		"there is no lock":           {"node", "delete from disks", postgres.DiskSuperseded},
+		"the other is of no set":     {"master", "update reservations set master_reservation_id = ''", postgres.DiskSuperseded},
+		"the other is of another":    {"master", "update reservations set master_reservation_id = 'x' where reservation_id = 'node'", postgres.DiskSuperseded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bothWays(t, func(t *testing.T, db *postgres.DB) {
+				exec(t, db, `insert into reservations (reservation_id, user_id, status, launched_at, disk_name, is_multinode, master_reservation_id)
+					values ('master', 'alice', 'active', now(), 'work', true, null), ('node', 'alice', 'active', now(), 'work', true, 'master')`)
+				exec(t, db, "insert into disks (user_id, disk_name, in_use, reservation_id, ebs_volume_id) values ('alice', 'work', true, 'master', $1)", volume)
+				exec(t, db, "update reservations set status = 'failed', ebs_volume_id = $2 where reservation_id = $1", c.ended, volume)
+				for change := range strings.SplitSeq(c.change, "; ") {
+					exec(t, db, change)
+				}
+				_, err := db.EnsureCleanup(t.Context(), c.ended)
+				require.NoError(t, err)
+				verdict, err := db.WithDisk(t.Context(), c.ended, nil)
+				require.NoError(t, err)
+				require.Equal(t, c.verdict, verdict)
+			})
+		})
+	}
 }

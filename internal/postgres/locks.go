@@ -45,8 +45,8 @@ var idleLocks = `
 	                    and (o.reservation_id = d.reservation_id or o.user_id = d.user_id and o.disk_name = d.disk_name
 	                         or o.volume_id = ` + volumeIn("d.ebs_volume_id") + `))
 	  and not exists (select from reservations l
-	                  where ` + hasDisk("d.user_id", "d.disk_name", volumeIn("d.ebs_volume_id")) + `
-	                     or ` + hasDisk("null", "null", "c.volume_id") + `)
+	                  where ` + hasDisk("d.user_id", "d.disk_name", volumeIn("d.ebs_volume_id"), "d.reservation_id") + `
+	                     or ` + hasDisk("null", "null", "c.volume_id", "null") + `)
 	  and not exists (select from expiry.snapshots s
 	                  where s.user_id = d.user_id and s.disk_name = d.disk_name and s.state in ('intended', 'pending'))
 	  and not (coalesce(d.is_backing_up, false) and d.last_updated > @now::timestamptz - @backup_age::interval)`
