@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BIN := bin/reservation-expiry
 GO_TOOL := go tool -modfile=tools/go.mod
 # The flags of tools/stack/gobuild.go: what the service and its tools have in common is compiled once.
-GO_BUILD := CGO_ENABLED=0 go build -trimpath -gcflags=all=-dwarf=false
+GO_BUILD := GOGC=off GOMEMLIMIT=2GiB CGO_ENABLED=0 go build -trimpath -gcflags=all=-dwarf=false
 GO_BUILD_SERVICE := $(GO_BUILD) -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)
 
 include tools/stack.mk
