@@ -52,11 +52,22 @@ func (db *DB) KnownAccount(ctx context.Context) (disk.Account, error) {
 	return a, nil
 }
 
+const recordAccount = "insert into expiry.aws_account (account_id, region) values ($1, $2) on conflict do nothing"
+
 // RecordAccount remembers the AWS account and region in which the disks live. The first one stays.
 func (db *DB) RecordAccount(ctx context.Context, a disk.Account) error {
-	_, err := db.exec(ctx, "insert into expiry.aws_account (account_id, region) values ($1, $2) on conflict do nothing", a.ID, a.Region)
-	if err != nil {
+	if _, err := db.exec(ctx, recordAccount, a.ID, a.Region); err != nil {
 		return fmt.Errorf("record AWS account %s: %w", a, err)
 	}
 	return nil
+}
+
+// SweepAccount is RecordAccount for a sweep.
+func (db *DB) SweepAccount(ctx context.Context, lease SweepLease, a disk.Account) error {
+	return db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, recordAccount, a.ID, a.Region); err != nil {
+			return fmt.Errorf("record AWS account %s: %w", a, err)
+		}
+		return nil
+	})
 }

@@ -3,6 +3,8 @@ package sweep
 import (
 	"context"
 	"errors"
+	"net/url"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -11,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -210,6 +213,52 @@ func TestAWriteUnderALapsedLeaseIsRefused(t *testing.T) {
 	_, err = w.db.VoidWarnings(t.Context(), lease, time.Now(), nil)
 	require.ErrorIs(t, err, postgres.ErrLeaseLost, "though nobody has taken it over")
 	require.ErrorIs(t, w.db.RenewSweep(t.Context(), lease, time.Minute), postgres.ErrLeaseLost)
+}
+
+func TestEveryWriteOfASweepIsUnderItsLease(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	readOnly, err := url.Parse(w.raw.Config().ConnString())
+	require.NoError(t, err)
+	settings := readOnly.Query()
+	settings.Set("default_transaction_read_only", "on")
+	readOnly.RawQuery = settings.Encode()
+	reader, err := postgres.Open(t.Context(), readOnly.String(), postgres.Options{})
+	require.NoError(t, err)
+	t.Cleanup(reader.Close)
+
+	w.exec("insert into expiry.snapshots (intent_id, user_id, disk_name, snapshot_id, state) values (gen_random_uuid(), 'ada', 'd', 'snap-1', 'pending')")
+	pending := reflect.ValueOf([]disk.Snapshot{{ID: "snap-1", State: disk.SnapshotCompleted}, {ID: "snap-2"}})
+	lease := reflect.TypeFor[postgres.SweepLease]()
+	for m := range reflect.TypeFor[Store]().Methods() {
+		if m.Name == "BeginSweep" { // takes it
+			continue
+		}
+		leased := false
+		args := []reflect.Value{reflect.ValueOf(t.Context())}
+		for in := 1; in < m.Type.NumIn(); in++ {
+			arg := reflect.Zero(m.Type.In(in))
+			if arg.Kind() == reflect.Slice { // with nothing to write nobody looks at the lease
+				arg = reflect.MakeSlice(arg.Type(), 1, 1)
+			}
+			if arg.Type() == pending.Type() {
+				arg = pending
+			}
+			leased = leased || arg.Type() == lease
+			args = append(args, arg)
+		}
+		db := reader
+		if leased {
+			db = w.db
+		}
+		out := reflect.ValueOf(db).MethodByName(m.Name).Call(args)
+		err, _ := reflect.TypeAssert[error](out[len(out)-1])
+		if leased {
+			require.ErrorIs(t, err, postgres.ErrLeaseLost, m.Name)
+		} else {
+			require.NoError(t, err, "%s writes without the lease", m.Name)
+		}
+	}
 }
 
 // The lock by which a write holds the lease lets renewals pass and makes a takeover wait.

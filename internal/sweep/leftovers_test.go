@@ -155,7 +155,8 @@ func TestAPodThatIsBackDoesNotWaitForAVolumeSetAside(t *testing.T) {
 	w, c := newWorld(t), newCluster()
 	id := w.insert(row{"status": "'expired'", "reservation_ended": ago(time.Hour)})[0]
 	w.exec("insert into expiry.cleanups (reservation_id, reason, settled_at, outcome) values ($1, 'expired', now(), 'released')", id)
-	w.exec("insert into expiry.follow_ups (kind, key, reservation_id, subject, due_at) values ('snapshot.sync', 'intent', $1, 'snap', now() + interval '6 days')", id)
+	w.exec("insert into expiry.snapshots (intent_id, reservation_id, user_id, disk_name, state, volume_aside_at) values (gen_random_uuid(), $1, 'alice', 'work', 'completed', now())", id)
+	w.exec("insert into expiry.follow_ups (kind, key, reservation_id, subject, due_at) select 'snapshot.sync', intent_id, $1, 'snap', now() + interval '1 hour' from expiry.snapshots", id)
 	c.add(pod.Pod{Name: "gpu-dev-" + id[:8]})
 	w.within(c)
 	require.Contains(t, w.followUps(), "cleanup "+id+" due")

@@ -14,7 +14,7 @@ import (
 
 type snapshotStore interface {
 	KnownAccount(ctx context.Context) (disk.Account, error)
-	RecordAccount(ctx context.Context, a disk.Account) error
+	SweepAccount(ctx context.Context, lease postgres.SweepLease, a disk.Account) error
 	SweepSnapshots(ctx context.Context, lease postgres.SweepLease, found []disk.Snapshot) (int, error)
 	RequestSyncs(ctx context.Context, lease postgres.SweepLease, found []disk.Snapshot) (int, error)
 	DiskRows(ctx context.Context) (map[disk.Key]disk.Row, error)
@@ -108,7 +108,7 @@ func syncs(store snapshotStore) part {
 			counts: map[string]int{"snapshotsListed": len(l.ours), "foreignSnapshots": l.foreign},
 			apply: func(ctx context.Context) (done, error) {
 				if firstSight {
-					if err := store.RecordAccount(ctx, l.account); err != nil {
+					if err := store.SweepAccount(ctx, p.lease, l.account); err != nil {
 						return done{}, err
 					}
 				}
