@@ -36,14 +36,19 @@ var endedAgain = `coalesce(r.status in ('expired', 'cancelled', 'failed') and (
 		           where h.reservation_id = r.reservation_id and h.in_use and k.disk_released_at is not null
 		             and ` + volumeIn("h.ebs_volume_id") + ` <> coalesce(k.volume_id, ''))), false)`
 
-// asked holds where a cleanup's work is due already, under the given expression for the reservation's id. What is days
-// away waits for a volume set aside, not for the cleanup. `in`, not `exists`: PostgreSQL hashes the list once, where
-// without fresh statistics it would search it for every row.
+// asked holds where a cleanup's work is due already, under the given expression for the reservation's id. `in`, not
+// `exists`: PostgreSQL hashes the list once, where without fresh statistics it would search it for every row.
 func asked(id string) string {
 	return id + ` in (select f.reservation_id from expiry.follow_ups f
 		             where f.state = 'due' and f.kind in ('cleanup', 'snapshot.sync') and f.reservation_id is not null
-		               and f.due_at < clock_timestamp() + interval '1 day')`
+		               and ` + forCleanup + `)`
 }
+
+// forCleanup holds where follow-up f, a cleanup or a sync of one, is not just waiting for a volume set aside, whose
+// cleanup is over.
+const forCleanup = `not exists (select from expiry.snapshots aside
+		                   where aside.reservation_id = f.reservation_id and aside.intent_id::text = f.key
+		                     and aside.volume_aside_at is not null and aside.volume_deleted_at is null)`
 
 // leftovers selects ended reservations whose cleanup is not done and that nobody is asked to do: never begun since they
 // ended, within the window or while they hold a disk, or begun and not settled.
