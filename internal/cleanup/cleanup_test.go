@@ -222,13 +222,17 @@ func TestADiskHandedToItsSnapshotLetsTheCleanupWait(t *testing.T) {
 	w := newWorld(t)
 	w.stand(t)
 	w.request(t)
-	w.keep = func(postgres.CleanupRecord) (followup.Result, error) { return followup.Done("snapshot_pending"), nil }
+	var handed postgres.CleanupRecord
+	w.keep = func(c postgres.CleanupRecord) (followup.Result, error) {
+		handed = c
+		return followup.Done("snapshot_pending"), nil
+	}
 	report := w.deliver(t.Context(), t)
 	require.Equal(t, followup.StateDone, report.State)
 	require.Equal(t, "snapshot_pending", report.Outcome)
 	require.Equal(t, "open", w.outcome(t))
 
-	require.NoError(t, w.db.FinishDisk(t.Context(), id, postgres.OutcomeReleased, "snap-1"))
+	require.NoError(t, release(t.Context(), w.db, w.sql, handed, "snap-1"))
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t), "the last step settles the cleanup, whoever finishes it")
 	require.Equal(t, 1, w.facts(t, event.ReservationCleanedUp))
 }
@@ -238,7 +242,11 @@ func TestTheDiskDoesNotWaitForOtherSteps(t *testing.T) {
 	w := newWorld(t)
 	w.stand(t)
 	w.request(t)
-	w.keep = func(postgres.CleanupRecord) (followup.Result, error) { return followup.Done("snapshot_pending"), nil }
+	var handed postgres.CleanupRecord
+	w.keep = func(c postgres.CleanupRecord) (followup.Result, error) {
+		handed = c
+		return followup.Done("snapshot_pending"), nil
+	}
 	w.before = func(call string) error {
 		if strings.HasPrefix(call, "delete records") {
 			return errors.New("throttled")
@@ -246,7 +254,7 @@ func TestTheDiskDoesNotWaitForOtherSteps(t *testing.T) {
 		return nil
 	}
 	require.Equal(t, followup.StateFailed, w.deliver(t.Context(), t).State)
-	require.NoError(t, w.db.FinishDisk(t.Context(), id, postgres.OutcomeReleased, "snap-1"))
+	require.NoError(t, release(t.Context(), w.db, w.sql, handed, "snap-1"))
 	require.Equal(t, "open", w.outcome(t))
 	w.before = nil
 	require.Equal(t, followup.StateDone, w.deliver(t.Context(), t).State)

@@ -169,16 +169,19 @@ func (r *reality) buildRunner(patience time.Duration) {
 	quiet := slog.New(slog.DiscardHandler)
 	action := cleanup.New(cleanup.World{
 		Store: r.db, Cluster: cluster, EC2: aws.NewEC2(r.aws.Config), Identity: aws.NewSTS(r.aws.Config), Router: aws.NewLoadBalancer(r.aws.Config),
-		DNS: aws.NewRoute53(r.aws.Config, r.zoneID, zone), Bucket: aws.NewS3(r.aws.Config, r.bucket()), Disk: keeper{r.db},
+		DNS: aws.NewRoute53(r.aws.Config, r.zoneID, zone), Bucket: aws.NewS3(r.aws.Config, r.bucket()), Disk: keeper{r.db, r.sql},
 	}, cleanup.Options{Domain: zone, Patience: patience, Interval: 20 * time.Millisecond, Log: quiet})
 	r.runner = followup.NewRunner(r.db, map[postgres.FollowUpKind]followup.Action{postgres.Cleanup: action}, followup.Options{Log: quiet})
 }
 
 // keeper stands in for the disk's part.
-type keeper struct{ db *postgres.DB }
+type keeper struct {
+	db  *postgres.DB
+	sql *pgxpool.Pool
+}
 
 func (k keeper) Keep(ctx context.Context, c postgres.CleanupRecord) (followup.Result, error) {
-	return followup.Recorded, k.db.FinishDisk(ctx, c.ReservationID, postgres.OutcomeReleased, c.VolumeID+" "+c.DiskName)
+	return followup.Recorded, release(ctx, k.db, k.sql, c, c.VolumeID+" "+c.DiskName)
 }
 
 func pathStyle(o *s3.Options) { o.UsePathStyle = true }

@@ -2,6 +2,7 @@ package cleanup_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"testing"
@@ -76,12 +77,18 @@ func newWorldIn(t *testing.T, shelf *stacktest.Shelf) *world {
 	clock := &clock{at: time.Now()}
 	w := &world{clock: clock, outside: newOutside(clock.now), db: db, sql: sql}
 	w.keep = func(c postgres.CleanupRecord) (followup.Result, error) {
-		return followup.Recorded, db.FinishDisk(t.Context(), c.ReservationID, postgres.OutcomeReleased, "")
+		return followup.Recorded, release(t.Context(), db, sql, c, "")
 	}
 	w.build(func(*cleanup.World) {})
 	w.exec(t, "insert into expiry.cluster (uid) values ($1)", w.uid)
 	w.exec(t, "insert into expiry.aws_account (account_id, region) values ($1, $2)", w.account.ID, w.account.Region)
 	return w
+}
+
+// release ends the disk's part of a cleanup as whoever releases the disk does.
+func release(ctx context.Context, db *postgres.DB, sql *pgxpool.Pool, c postgres.CleanupRecord, detail string) error {
+	_, err := sql.Exec(ctx, "update expiry.cleanups set disk_released_at = clock_timestamp() where reservation_id = $1", c.ReservationID)
+	return errors.Join(err, db.FinishReleased(ctx, c, detail))
 }
 
 // build makes the action, with a change to its world.

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -11,14 +12,27 @@ import (
 	"gpudev.internal/reservation-expiry/internal/fault"
 )
 
-// FinishDisk records how the disk's part of a cleanup ended, with nothing of the platform's to change, and settles the
-// cleanup if that was the last step.
-func (db *DB) FinishDisk(ctx context.Context, reservationID, outcome, detail string) error {
-	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error { return finishDisk(ctx, tx, reservationID, outcome, detail) })
+// FinishReleased records that nothing is left of a cleanup's disk, which was released before, and settles the cleanup if
+// that was the last step. It changes nothing where c, read before, has begun anew or was voided since: that one has a
+// disk of its own to see to.
+func (db *DB) FinishReleased(ctx context.Context, c CleanupRecord, detail string) error {
+	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		var same bool
+		err := tx.QueryRow(ctx, `
+			select requested_at = $2 and disk_released_at is not null from expiry.cleanups where reservation_id = $1
+			for no key update`, c.ReservationID, c.RequestedAt).Scan(&same)
+		switch {
+		case errors.Is(err, pgx.ErrNoRows) || err == nil && !same:
+			return nil
+		case err != nil:
+			return fmt.Errorf("look whether the disk of %s is released: %w", c.ReservationID, err)
+		}
+		return finishDisk(ctx, tx, c.ReservationID, OutcomeReleased, detail)
+	})
 }
 
-// finishDisk is FinishDisk inside the transaction that released the disk. The disk does not wait for other steps: while
-// one is open its follow-up is due, and whoever finishes the last step settles the cleanup.
+// finishDisk records how the disk's part of a cleanup ended. The disk does not wait for other steps: while one is open
+// its follow-up is due, and whoever finishes the last step settles the cleanup.
 func finishDisk(ctx context.Context, tx pgx.Tx, reservationID, outcome, detail string) error {
 	if err := finishStep(ctx, tx, reservationID, StepDisk, outcome, detail); err != nil {
 		return err

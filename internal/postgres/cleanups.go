@@ -192,13 +192,12 @@ func createCleanup(ctx context.Context, tx pgx.Tx, reservationID string) error {
 	return nil
 }
 
-// ensureRequested asks for the cleanup unless a follow-up of one of the kinds is due for the reservation. One that is
-// days away waits for a volume set aside, not for the cleanup.
+// ensureRequested asks for the cleanup unless a follow-up of one of the kinds is due for it.
 func ensureRequested(ctx context.Context, tx pgx.Tx, reservationID string, kinds ...string) error {
 	var due bool
 	err := tx.QueryRow(ctx, `
-		select exists (select from expiry.follow_ups where reservation_id = $1 and state = 'due' and kind = any($2)
-		               and due_at < clock_timestamp() + interval '1 day')`,
+		select exists (select from expiry.follow_ups f where f.reservation_id = $1 and f.state = 'due' and f.kind = any($2)
+		               and `+forCleanup+`)`,
 		reservationID, kinds).Scan(&due)
 	if err != nil {
 		return fmt.Errorf("look for what is due for %s: %w", reservationID, err)
@@ -240,13 +239,14 @@ func reopenCleanup(ctx context.Context, tx pgx.Tx, reservationID, why string) (b
 }
 
 // VoidCleanup ends the follow-up of a reservation that turned out to be live, and forgets how far the cleanup was.
-// What was identified stays known. It reports false, and changes nothing, where the reservation has ended after all.
+// What was identified stays known, and that the volume was detached by force: what that lost does not come back. It
+// reports false, and changes nothing, where the reservation has ended after all.
 func (db *DB) VoidCleanup(ctx context.Context, f FollowUp) (bool, error) {
 	var voided bool
 	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			update expiry.cleanups c
-			set pod_gone_at = null, containers_terminated_at = null, detach_requested_at = null, detach_forced_at = null,
+			set pod_gone_at = null, containers_terminated_at = null, detach_requested_at = null,
 			    writer_gone_at = null, disk_released_at = null
 			from reservations r
 			where c.reservation_id = $1 and c.settled_at is null and r.reservation_id = c.reservation_id

@@ -165,6 +165,9 @@ func TestACleanupSettlesOnceWhoeverFinishesLast(t *testing.T) {
 				require.NoError(t, db.FinishStep(t.Context(), id, s, "done", ""))
 			}
 		}
+		exec(t, db, "update expiry.cleanups set disk_released_at = now() where reservation_id = $1", id)
+		c, _, err := db.LoadCleanup(t.Context(), id)
+		require.NoError(t, err)
 		f := claim(t, db, cleanupOf(id), live)
 		var all sync.WaitGroup
 		all.Go(func() { // the cleanup's delivery
@@ -184,7 +187,7 @@ func TestACleanupSettlesOnceWhoeverFinishesLast(t *testing.T) {
 		})
 		for range 2 { // its snapshot's, doubled
 			all.Go(func() {
-				if err := db.FinishDisk(t.Context(), id, postgres.OutcomeReleased, "snap-1"); err != nil {
+				if err := db.FinishReleased(t.Context(), c, "snap-1"); err != nil {
 					t.Error(err)
 				}
 			})

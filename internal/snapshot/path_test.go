@@ -460,6 +460,57 @@ func TestAReservationThatLivesAgainKeepsEverything(t *testing.T) {
 	require.True(t, w.objects(t))
 }
 
+func TestTheSyncOfAFormerCleanupFinishesNothingOfTheNextOne(t *testing.T) {
+	t.Parallel()
+	for name, meanwhile := range map[string]func(*testing.T, *world){
+		"it begins anew": func(t *testing.T, w *world) {
+			w.exec(t, "update reservations set ebs_volume_id = $2 where reservation_id = $1", w.id, w.createVolume(t))
+			require.NoError(t, w.db.BeginCleanupAnew(t.Context(), w.id))
+		},
+		"it is voided": func(t *testing.T, w *world) {
+			w.exec(t, "update reservations set status = 'active' where reservation_id = $1", w.id)
+			voided, err := w.db.VoidCleanup(t.Context(), postgres.FollowUp{Kind: postgres.Cleanup, Key: w.id, ReservationID: w.id})
+			require.NoError(t, err)
+			require.True(t, voided)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.deliver(t, postgres.Cleanup)
+			w.outside.reset(func(call string) error {
+				if call == "DeletePersistentVolume" { // the disk is released; Kubernetes is slow
+					meanwhile(t, w)
+				}
+				return nil
+			}, nil)
+			w.deliver(t, postgres.SnapshotSync)
+			require.Equal(t, 1, w.outside.count("DeletePersistentVolume"))
+			require.Equal(t, "0", read[string](t, w, "select count(*)::text from expiry.cleanup_steps where step = 'disk' and finished_at is not null"))
+			require.Equal(t, "open", w.outcome(t))
+		})
+	}
+}
+
+func TestAForcedDetachIsRememberedThoughTheReservationWasLiveSince(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	_, err := w.db.RecordDetach(t.Context(), w.id, true)
+	require.NoError(t, err)
+	w.detach(t)
+	w.exec(t, "update reservations set status = 'active' where reservation_id = $1", w.id)
+	w.deliver(t, postgres.Cleanup)
+	w.exec(t, "update reservations set status = 'expired' where reservation_id = $1", w.id)
+	w.exec(t, "update expiry.cleanup_steps set finished_at = now() where step <> 'disk'")
+	_, err = w.db.EnsureCleanup(t.Context(), w.id)
+	require.NoError(t, err)
+	w.settle(t, 2)
+	made := w.made(t)
+	require.Len(t, made, 1)
+	require.True(t, made[0].CrashConsistent())
+	require.True(t, w.exists(t))
+}
+
 func TestAVolumeThatIsTaggedAsAnothersIsLeftAloneWhateverTheRowSays(t *testing.T) {
 	t.Parallel()
 	shared := newGround(t)

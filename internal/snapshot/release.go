@@ -215,5 +215,5 @@ func (w worker) finish(ctx context.Context, c postgres.CleanupRecord) error {
 	if err := w.removeClaim(ctx, c); err != nil {
 		return err
 	}
-	return w.Store.FinishDisk(ctx, c.ReservationID, postgres.OutcomeReleased, "volume "+c.VolumeID)
+	return w.Store.FinishReleased(ctx, c, "volume "+c.VolumeID)
 }

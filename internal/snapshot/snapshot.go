@@ -27,7 +27,7 @@ import (
 type Store interface {
 	LoadCleanup(ctx context.Context, reservationID string) (postgres.CleanupRecord, bool, error)
 	NoteStep(ctx context.Context, reservationID string, step postgres.Step, detail string) error
-	FinishDisk(ctx context.Context, reservationID, outcome, detail string) error
+	FinishReleased(ctx context.Context, c postgres.CleanupRecord, detail string) error
 	home.Store
 
 	WithDisk(ctx context.Context, reservationID string, act func(context.Context) error) (postgres.DiskVerdict, error)
