@@ -94,6 +94,34 @@ func TestTheSpansOfALifeAreNestedInOrderAndSearchable(t *testing.T) {
 	require.Equal(t, "gpu-dev-1", seen.Spans[byName["active"]].Attributes["k8s.pod.name"])
 }
 
+func TestALifeWhoseRowIsDeletedWithoutACleanupEndsAsVanished(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	writer := w.writer()
+	id := w.queue()
+	w.prepare(id)
+	w.launch(id)
+	_, err := writer.Write(t.Context())
+	require.NoError(t, err)
+	w.exec("delete from reservations where reservation_id = $1", id)
+	for range 2 {
+		_, err = writer.Write(t.Context())
+		require.NoError(t, err)
+	}
+	require.Equal(t, map[string]int{"queued": 1, "preparing": 1, "active": 1, "reservation": 1}, w.c.count(id))
+	seen, err := w.c.Trace(t.Context(), strings.ReplaceAll(id, "-", ""))
+	require.NoError(t, err)
+	for _, s := range seen.Spans {
+		require.Equal(t, "ada", s.Attributes["user.id"], s.Name)
+		require.Equal(t, "h100", s.Attributes["gpu.type"], s.Name)
+		require.Equal(t, "active", s.Attributes["reservation.status"], s.Name)
+		if s.Name == "active" || s.Name == "reservation" {
+			require.Equal(t, "vanished", s.Attributes["reservation.outcome"], s.Name)
+			require.WithinDuration(t, time.Now(), s.End(), time.Minute)
+		}
+	}
+}
+
 func TestManyProcessesWriteEachSpanOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -68,19 +68,19 @@ func (s *story) untilItEnded() {
 	if end := earliest(s.preparing, s.active, s.ended); l.Stage >= postgres.StagePreparing && !end.IsZero() {
 		outcome := "assigned"
 		if s.preparing.IsZero() && s.active.IsZero() {
-			outcome = string(l.Status)
+			outcome = s.endedAs()
 		}
 		s.phase(telemetry.PhaseQueued, s.created, end, outcome)
 	}
 	if end := earliest(s.active, s.ended); l.Stage >= postgres.StageActive && !s.preparing.IsZero() && !end.IsZero() {
 		outcome := "launched"
 		if s.active.IsZero() {
-			outcome = string(l.Status)
+			outcome = s.endedAs()
 		}
 		s.phase(telemetry.PhasePreparing, s.preparing, end, outcome)
 	}
 	if l.Stage >= postgres.StageEnded && !s.active.IsZero() {
-		r := s.phase(telemetry.PhaseActive, s.active, s.ended, cmp.Or(string(l.Status), "vanished"))
+		r := s.phase(telemetry.PhaseActive, s.active, s.ended, s.endedAs())
 		if l.Cleanup != nil {
 			r.Attributes = append(r.Attributes, telemetry.KeyReservationReason.String(l.Cleanup.Reason))
 			if l.Cleanup.PodName != "" {
@@ -90,8 +90,22 @@ func (s *story) untilItEnded() {
 	}
 }
 
+// vanished is the outcome of a life whose row the platform has deleted.
+const vanished = "vanished"
+
+// endedAs is the outcome of the phase in which it ended.
+func (s *story) endedAs() string {
+	if s.life.Vanished {
+		return vanished
+	}
+	return cmp.Or(string(s.life.Status), vanished)
+}
+
 func (s *story) cleanup() {
 	c := s.life.Cleanup
+	if s.life.Vanished {
+		s.phase("", s.created, s.ended, vanished)
+	}
 	if c == nil {
 		return
 	}

@@ -25,10 +25,11 @@ const (
 
 // Lifecycle is what is recorded of a reservation's life, under a lease on its trace. Times are zero where nothing tells them.
 type Lifecycle struct {
-	reservation.Reservation // without a row: what its cleanup remembers
+	reservation.Reservation // without a row: what its cleanup or its trace remembers
 
 	Stage    Stage
 	Ended    time.Time
+	Vanished bool      // the row was deleted before there was a cleanup: found so at Ended
 	ToldAt   time.Time // when the first warning or notice was asked for
 	Cleanup  *LifecycleCleanup
 	Written  []string // names of spans that the collector has acknowledged
@@ -70,14 +71,19 @@ type TraceMark struct {
 }
 
 // lives selects (reservation_id, stage) of every reservation whose trace is or will be written here: those that live,
-// and those that have ended and have a cleanup. What ended before this service came is history.
+// those that have ended and have a cleanup, and those whose row is gone without one, of which nothing more will be heard.
+// What ended before this service came is history.
 const lives = `
 	select r.reservation_id, case r.status when 'preparing' then 1 else 2 end as stage
 	from reservations r where r.status in ('preparing', 'active')
 	union all
 	select c.reservation_id, case when c.settled_at is null then 3 else 4 end
 	from expiry.cleanups c left join reservations r using (reservation_id)
-	where r.reservation_id is null or r.status in ('expired', 'cancelled', 'failed')`
+	where r.reservation_id is null or r.status in ('expired', 'cancelled', 'failed')
+	union all
+	select g.reservation_id, 4 from expiry.traces g
+	where g.stage < 4 and not exists (select from reservations r where r.reservation_id = g.reservation_id)
+	  and not exists (select from expiry.cleanups c where c.reservation_id = g.reservation_id)`
 
 // ClaimTraces leases up to limit traces in which something is over that is not written, those nearest their end first.
 // also are reservations whose cleanup may have finished a step. Whoever claims must call SettleTraces before the lease
@@ -115,12 +121,17 @@ func leaseTraces(ctx context.Context, tx pgx.Tx, token uuid.UUID, lease time.Dur
 		    order by l.stage desc, reservation_id
 		    limit $3
 		)
-		insert into expiry.traces as t (reservation_id, lease_token, lease_expires_at)
-		select reservation_id, $1, clock_timestamp() + $2 from due
+		insert into expiry.traces as t (
+		    reservation_id, lease_token, lease_expires_at, user_id, gpu_type, status, created_at, launched_at)
+		select reservation_id, $1, clock_timestamp() + $2, r.user_id, r.gpu_type, r.status, r.created_at, r.launched_at
+		from due left join reservations r using (reservation_id)
 		order by reservation_id -- in one order everywhere, against deadlocks
 		on conflict (reservation_id) do update
 		set doubtful = t.doubtful or t.lease_token is not null,
-		    lease_token = excluded.lease_token, lease_expires_at = excluded.lease_expires_at
+		    lease_token = excluded.lease_token, lease_expires_at = excluded.lease_expires_at,
+		    user_id = coalesce(excluded.user_id, t.user_id), gpu_type = coalesce(excluded.gpu_type, t.gpu_type),
+		    status = coalesce(excluded.status, t.status), created_at = coalesce(excluded.created_at, t.created_at),
+		    launched_at = coalesce(excluded.launched_at, t.launched_at)
 		where t.lease_expires_at is null or t.lease_expires_at <= clock_timestamp()
 		returning t.reservation_id, t.written, t.doubtful`, token, lease, limit, also)
 	if err != nil {
@@ -134,31 +145,35 @@ func leaseTraces(ctx context.Context, tx pgx.Tx, token uuid.UUID, lease time.Dur
 func readRows(reads *pgx.Batch, ids []string, byID map[string]*Lifecycle) {
 	reads.Queue(`
 		select t.reservation_id, coalesce(l.stage, 0), `+reservationColumns("r")+`,
-		       case when r.status in ('expired', 'cancelled', 'failed') then
+		       r.reservation_id is null and c.reservation_id is null,
+		       case when r.reservation_id is null and c.reservation_id is null then clock_timestamp()
+		            when r.status in ('expired', 'cancelled', 'failed') then
 		           coalesce(r.reservation_ended,
 		                    case r.status when 'cancelled' then r.cancelled_at when 'failed' then r.failed_at end,
 		                    least(r.updated_at, c.requested_at)) end,
 		       (select min(f.created_at) from expiry.follow_ups f
 		        where f.reservation_id = t.reservation_id and f.kind in ('warning', 'notice')),
-		       c.reservation_id is not null, coalesce(c.user_id, ''), coalesce(c.reason, ''), c.requested_at, c.disk_released_at,
+		       c.reservation_id is not null, coalesce(c.user_id, t.user_id, ''), coalesce(c.reason, ''), c.requested_at, c.disk_released_at,
 		       c.settled_at, coalesce(c.outcome, ''), coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''),
 		       coalesce(c.volume_id, ''), coalesce(c.disk_name, ''),
-		       coalesce(c.status, ''), coalesce(c.gpu_type, ''), c.created_at, c.launched_at, c.expires_at
-		from unnest($1::text[]) as t (reservation_id)
+		       coalesce(c.status, t.status, ''), coalesce(c.gpu_type, t.gpu_type, ''),
+		       coalesce(c.created_at, t.created_at), coalesce(c.launched_at, t.launched_at), c.expires_at
+		from expiry.traces t
 		left join (`+lives+`) l using (reservation_id)
 		left join reservations r using (reservation_id)
-		left join expiry.cleanups c using (reservation_id)`, ids).Query(each(func(rows pgx.Rows) error {
+		left join expiry.cleanups c using (reservation_id)
+		where t.reservation_id = any($1::text[])`, ids).Query(each(func(rows pgx.Rows) error {
 		var (
 			id                                 string
 			stage                              Stage
 			r, remembered                      reservation.Reservation
 			ended                              reservation.Instant
 			told, requested, released, settled *time.Time
-			hasCleanup                         bool
+			vanished, hasCleanup               bool
 			c                                  LifecycleCleanup
 		)
 		targets := append([]any{&id, &stage}, reservationFields(&r)...)
-		targets = append(targets, &ended, &told, &hasCleanup, &remembered.UserID, &c.Reason, &requested, &released,
+		targets = append(targets, &vanished, &ended, &told, &hasCleanup, &remembered.UserID, &c.Reason, &requested, &released,
 			&settled, &c.Outcome, &c.Namespace, &c.PodName, &c.PodUID, &c.VolumeID, &c.DiskName,
 			&remembered.Status, &remembered.GPUType, &remembered.CreatedAt, &remembered.LaunchedAt, &remembered.ExpiresAt)
 		if err := rows.Scan(targets...); err != nil {
@@ -168,7 +183,7 @@ func readRows(reads *pgx.Batch, ids []string, byID map[string]*Lifecycle) {
 			r = remembered
 		}
 		l := byID[id]
-		l.Reservation, l.Stage, l.ToldAt = r, stage, orZero(told)
+		l.Reservation, l.Stage, l.ToldAt, l.Vanished = r, stage, orZero(told), vanished
 		l.ID = id
 		l.Ended, _ = ended.Time()
 		if hasCleanup && stage >= StageEnded {

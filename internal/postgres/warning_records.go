@@ -21,11 +21,30 @@ type WarningSubject struct {
 	Now      time.Time           // the database's clock at this reading
 }
 
-// LoadWarningSubject reads the reservation again. It reports false where the row is gone.
+// LoadWarningSubject reads the reservation again. It reports false where the row is gone; the subject then has what is
+// remembered of whose it was, for its trace.
 func (db *DB) LoadWarningSubject(ctx context.Context, reservationID string) (WarningSubject, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	return readWarningSubject(ctx, db.pool, reservationID, "")
+	s, found, err := readWarningSubject(ctx, db.pool, reservationID, "")
+	if err == nil && !found {
+		s.Reservation, err = db.remembered(ctx, reservationID)
+	}
+	return s, found, err
+}
+
+// remembered says of a reservation whose row is gone what its cleanup or its trace remembers.
+func (db *DB) remembered(ctx context.Context, reservationID string) (reservation.Reservation, error) {
+	r := reservation.Reservation{ID: reservationID}
+	err := db.pool.QueryRow(ctx, `
+		select coalesce(c.user_id, t.user_id, ''), coalesce(c.gpu_type, t.gpu_type, ''), coalesce(c.status, t.status, '')
+		from (values ($1::text)) as given (reservation_id)
+		left join expiry.cleanups c using (reservation_id)
+		left join expiry.traces t using (reservation_id)`, reservationID).Scan(&r.UserID, &r.GPUType, &r.Status)
+	if err != nil {
+		return r, fmt.Errorf("read what is remembered of reservation %s: %w", reservationID, err)
+	}
+	return r, nil
 }
 
 type queryer interface {

@@ -10,6 +10,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/reservation"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
 // warningDue writes an active reservation and a warning of it under lease.
@@ -25,6 +26,21 @@ func warningDue(t *testing.T, db *postgres.DB, level int) (f postgres.FollowUp, 
 	f = postgres.FollowUp{Kind: postgres.Warning, Key: event.WarningKey("r", s.Deadline, level), ReservationID: "r", Subject: "r"}
 	request(t, db, f)
 	return claim(t, db, f, live), s.Deadline
+}
+
+func TestOfAReservationWhoseRowIsGoneItIsRememberedWhoseItWas(t *testing.T) {
+	t.Parallel()
+	db := open(t, stacktest.Database(t))
+	exec(t, db, "insert into expiry.traces (reservation_id, user_id, gpu_type, status) values ('seen', 'alice', 'h100', 'active')")
+	for id, want := range map[string]reservation.Reservation{
+		"seen":  {ID: "seen", UserID: "alice", GPUType: "h100", Status: reservation.Active},
+		"never": {ID: "never"},
+	} {
+		s, found, err := db.LoadWarningSubject(t.Context(), id)
+		require.NoError(t, err)
+		require.False(t, found)
+		require.Equal(t, want, s.Reservation)
+	}
 }
 
 func TestAWarningIsRecordedInThePlatformsFormatWhateverTheColumnHolds(t *testing.T) {

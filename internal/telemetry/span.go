@@ -31,6 +31,9 @@ const (
 	PhaseDiskHeld  Phase = "disk held"
 )
 
+// Unknown is what a span says of whatever nobody knows: a search finds such spans, too.
+const Unknown = "unknown"
+
 // Reservation is what every span of a reservation's trace says about it. Only ID is required.
 type Reservation struct {
 	ID      string
@@ -46,16 +49,8 @@ type Reservation struct {
 
 func (r Reservation) attributes() []attribute.KeyValue {
 	attrs := make([]attribute.KeyValue, 0, 8)
-	attrs = append(attrs, KeyReservationID.String(r.ID))
-	if r.UserID != "" {
-		attrs = append(attrs, semconv.UserID(r.UserID))
-	}
-	if r.Status != "" {
-		attrs = append(attrs, KeyReservationStatus.String(r.Status))
-	}
-	if r.GPUType != "" {
-		attrs = append(attrs, KeyGPUType.String(r.GPUType))
-	}
+	attrs = append(attrs, KeyReservationID.String(r.ID), semconv.UserID(cmp.Or(r.UserID, Unknown)),
+		KeyReservationStatus.String(cmp.Or(r.Status, Unknown)), KeyGPUType.String(cmp.Or(r.GPUType, Unknown)))
 	if !r.Deadline.IsZero() {
 		attrs = append(attrs, KeyReservationDeadline.String(r.Deadline.UTC().Format(time.RFC3339)))
 	}

@@ -248,3 +248,14 @@ func TestALongTextIsCut(t *testing.T) {
 	span.End("ok", nil)
 	require.Len(t, attributes(flushed(t, tel, spans)["sweep"])["db.query.text"], 1024)
 }
+
+func TestWhatNobodyKnowsOfAReservationIsSaidToBeUnknown(t *testing.T) {
+	t.Parallel()
+	tel, spans := inMemory(t, nil)
+	_, action := tel.StartAction(t.Context(), "warning", telemetry.Reservation{ID: reservationID})
+	action.End("void", nil)
+	require.Equal(t, map[string]string{
+		"reservation.id": reservationID, "user.id": "unknown", "reservation.status": "unknown", "gpu.type": "unknown",
+		"reservation.outcome": "void",
+	}, attributes(flushed(t, tel, spans)["warning"]))
+}

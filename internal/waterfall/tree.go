@@ -174,7 +174,7 @@ func flatten(flat, rows []*row, last []bool) []*row {
 // newest returns an attribute of the span that started last among those that have it.
 func newest(t jaeger.Trace, key string) string {
 	for _, s := range slices.Backward(t.Spans) {
-		if value := s.Attributes[key]; value != "" {
+		if value := s.Attributes[key]; value != "" && value != telemetry.Unknown {
 			return value
 		}
 	}
