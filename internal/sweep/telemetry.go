@@ -82,11 +82,7 @@ func (s *Sweeper) measure(ctx context.Context, r Result, took time.Duration) {
 		return
 	}
 	m := s.opts.Trace.Metrics
-	outcome := string(r.Outcome)
-	if r.Outcome == Completed {
-		outcome = "ok"
-	}
-	m.SweepDone(ctx, r.FinishedAt, took, outcome)
+	m.SweepDone(ctx, r.FinishedAt, took, string(r.Outcome))
 	looking, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookWithin)
 	defer cancel()
 	backlog, err := s.store.Backlog(looking, followup.StuckAfter)

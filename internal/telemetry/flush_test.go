@@ -87,8 +87,8 @@ func exportingTo(t *testing.T, url string) *telemetry.Telemetry {
 
 func deliver(ctx context.Context, tel *telemetry.Telemetry, name string) {
 	ctx, span := tel.StartDelivery(ctx, name)
-	tel.Metrics.SweepDone(ctx, noon, time.Second, "ok")
-	span.End("ok", nil)
+	tel.Metrics.SweepDone(ctx, noon, time.Second, "completed")
+	span.End("completed", nil)
 }
 
 // hang never answers while the caller is still there.
@@ -123,7 +123,7 @@ func TestWhatHasEndedCanBeSentAheadAndItsChildrenLater(t *testing.T) {
 	require.NoError(t, tel.FlushSpans(t.Context()))
 	spans, _ := c.got()
 	require.Empty(t, spans, "nothing before what it hangs below has ended")
-	sweep.End("ok", nil)
+	sweep.End("completed", nil)
 	ctx, send := tel.StartStep(ctx, "send")
 	_, post := tel.StartStep(ctx, "post")
 	post.End("done", nil)

@@ -12,7 +12,12 @@ import (
 // NewLogger writes one line per record: JSON, or with format "text" (LOG_FORMAT) for people. Each line carries
 // trace_id, span_id and reservation_id of its context, unless the caller has set them.
 func NewLogger(w io.Writer, format string, level slog.Leveler) *slog.Logger {
-	options := &slog.HandlerOptions{Level: level}
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Value.Kind() == slog.KindDuration { // JSON would have bare nanoseconds
+			a.Value = slog.StringValue(a.Value.Duration().String())
+		}
+		return a
+	}}
 	var h slog.Handler = slog.NewJSONHandler(w, options)
 	if format == "text" {
 		h = slog.NewTextHandler(w, options)

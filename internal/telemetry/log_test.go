@@ -32,7 +32,7 @@ func TestALineOfTheLogSaysWhichReservationAndWhichSpan(t *testing.T) {
 func TestIDsAreWrittenOnceAndAtTheTopOfTheLine(t *testing.T) {
 	t.Parallel()
 	ctx, span := telemetry.Disabled().StartAction(t.Context(), "warn", reservation)
-	t.Cleanup(func() { span.End("ok", nil) })
+	t.Cleanup(func() { span.End("completed", nil) })
 	for name, write := range map[string]func(*slog.Logger){
 		"plain":               func(l *slog.Logger) { l.InfoContext(ctx, "m") },
 		"named by the call":   func(l *slog.Logger) { l.InfoContext(ctx, "m", "reservation_id", reservationID) },

@@ -69,7 +69,7 @@ func newMetrics(m metric.Meter) (*Metrics, error) {
 	return metrics, errors.Join(b.errs...)
 }
 
-// SweepDone records when a sweep finished, how long it took and its outcome ("ok", "partial", "failed",
+// SweepDone records when a sweep finished, how long it took and its outcome ("completed", "partial", "failed",
 // "dry-run"). One that failed or was dry did not finish: the time of the newest that did stays.
 func (m *Metrics) SweepDone(ctx context.Context, finished time.Time, took time.Duration, outcome string) {
 	if outcome != "failed" && outcome != "dry-run" {

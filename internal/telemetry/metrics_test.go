@@ -46,7 +46,7 @@ func withMetrics(t *testing.T) (*telemetry.Telemetry, *pushed) {
 
 // recordEverything makes every instrument report.
 func recordEverything(ctx context.Context, m *telemetry.Metrics) {
-	m.SweepDone(ctx, noon, 1500*time.Millisecond, "ok")
+	m.SweepDone(ctx, noon, 1500*time.Millisecond, "completed")
 	m.SweepSkipped(ctx, "lease held")
 	m.Ended(ctx, "expired", 3)
 	m.Warned(ctx, 30, 12*time.Second)
@@ -144,7 +144,7 @@ func TestMetricsCarryTheValuesTheyWereGiven(t *testing.T) {
 	sweep := p.last["reservation_expiry.sweep.duration"].Data.(metricdata.Histogram[float64]).DataPoints[0]
 	require.InDelta(t, 1.5, sweep.Sum, 1e-9)
 	outcome, _ := sweep.Attributes.Value("outcome")
-	require.Equal(t, "ok", outcome.AsString())
+	require.Equal(t, "completed", outcome.AsString())
 
 	age := p.last["reservation_expiry.sweep.age"].Data.(metricdata.Gauge[float64]).DataPoints[0]
 	require.InDelta(t, 60, age.Value, 1e-9)

@@ -95,8 +95,8 @@ func TestWithoutACollectorNothingIsExportedAndTraceIDsAreReal(t *testing.T) {
 			ctx, span := tel.StartDelivery(t.Context(), "sweep")
 			require.True(t, trace.SpanContextFromContext(ctx).IsValid())
 			require.Regexp(t, `^00-[0-9a-f]{32}-[0-9a-f]{16}-01$`, telemetry.TraceParent(ctx))
-			span.End("ok", nil)
-			tel.Metrics.SweepDone(ctx, noon, time.Second, "ok")
+			span.End("completed", nil)
+			tel.Metrics.SweepDone(ctx, noon, time.Second, "completed")
 			require.NoError(t, tel.Flush(ctx))
 			require.NoError(t, tel.Export(ctx, telemetry.Record{Reservation: telemetry.Reservation{ID: reservationID}}))
 			require.NoError(t, tel.Shutdown(ctx))
@@ -108,7 +108,7 @@ func TestTheProcessSaysWhoItIs(t *testing.T) {
 	t.Parallel()
 	tel, spans := inMemory(t, env{"K_SERVICE": "reservation-expiry", "K_REVISION": "reservation-expiry-00007", "POD_NAME": "p", "AWS_REGION": "us-east-2"})
 	_, span := tel.StartDelivery(t.Context(), "sweep")
-	span.End("ok", nil)
+	span.End("completed", nil)
 	got := map[string]string{}
 	for _, a := range flushed(t, tel, spans)["sweep"].Resource.Attributes() {
 		got[string(a.Key)] = a.Value.String()

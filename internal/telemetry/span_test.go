@@ -25,7 +25,7 @@ func TestAnActionBelongsToTheReservationsTraceAndIsLinkedBothWaysWithTheSweep(t 
 	ctx, sweep := tel.StartDelivery(t.Context(), "sweep")
 	_, action := tel.StartAction(ctx, "expire", reservation, telemetry.KeyPodName.String("gpu-dev-0b8f3a52"))
 	action.End("expired", nil)
-	sweep.End("ok", nil)
+	sweep.End("completed", nil)
 
 	got := flushed(t, tel, spans)
 	require.Equal(t, telemetry.TraceID(reservationID), got["expire"].SpanContext.TraceID())
@@ -42,7 +42,7 @@ func TestAnActionBelongsToTheReservationsTraceAndIsLinkedBothWaysWithTheSweep(t 
 		"reservation.id": reservationID, "user.id": "ada", "reservation.status": "active", "gpu.type": "h100",
 		"reservation.deadline": "2026-03-01T12:30:00Z", "reservation.outcome": "expired", "k8s.pod.name": "gpu-dev-0b8f3a52",
 	}, attributes(got["expire"]))
-	require.Equal(t, "ok", attributes(got["sweep"])["delivery.outcome"])
+	require.Equal(t, "completed", attributes(got["sweep"])["delivery.outcome"])
 	require.Equal(t, noon, got["expire"].StartTime)
 	require.True(t, got["expire"].EndTime.After(noon), "a viewer takes a span without a duration for a broken one")
 }
@@ -59,7 +59,7 @@ func TestAFollowUpInAnotherProcessLinksBackToTheSweepThatAskedForIt(t *testing.T
 	e.SetSource("/test")
 	e.SetType("dev.gpudev.expiry.warning.requested.v1")
 	e.SetExtension("traceparent", telemetry.TraceParent(ctx))
-	sweep.End("ok", nil)
+	sweep.End("completed", nil)
 
 	_, action := receiver.StartAction(telemetry.Extract(t.Context(), e), "warn", reservation, telemetry.Delivery(e, true)...)
 	action.End("warned", nil)
@@ -131,7 +131,7 @@ func TestARowRemembersWhoAsked(t *testing.T) {
 	tel, spans := inMemory(t, nil)
 	ctx, sweep := tel.StartDelivery(t.Context(), "sweep")
 	row := telemetry.TraceParent(ctx)
-	sweep.End("ok", nil)
+	sweep.End("completed", nil)
 	_, action := tel.StartAction(telemetry.WithTraceParent(t.Context(), row), "warning", reservation)
 	action.End("sent", nil)
 	got := flushed(t, tel, spans)
@@ -189,7 +189,7 @@ func TestALifeIsAlwaysKeptAndTheRestFollowsTheRatio(t *testing.T) {
 	_, call := tel.TracerProvider().Tracer("client").Start(ctx, "update", trace.WithSpanKind(trace.SpanKindClient))
 	call.End()
 	action.End("expired", nil)
-	sweep.End("ok", nil)
+	sweep.End("completed", nil)
 	got := flushed(t, tel, spans)
 	require.NotContains(t, got, "sweep")
 	require.Contains(t, got, "expire")
@@ -213,7 +213,7 @@ func TestASweepLinksToMoreReservationsThanTheSDKsLimit(t *testing.T) {
 	for range 1000 {
 		sweep.LinkReservation(reservationID)
 	}
-	sweep.End("ok", nil)
+	sweep.End("completed", nil)
 	require.Len(t, flushed(t, tel, spans)["sweep"].Links, 1000)
 }
 
@@ -245,7 +245,7 @@ func TestALongTextIsCut(t *testing.T) {
 	t.Parallel()
 	tel, spans := inMemory(t, env{})
 	_, span := tel.StartDelivery(t.Context(), "sweep", attribute.String("db.query.text", strings.Repeat("x", 5000)))
-	span.End("ok", nil)
+	span.End("completed", nil)
 	require.Len(t, attributes(flushed(t, tel, spans)["sweep"])["db.query.text"], 1024)
 }
 
