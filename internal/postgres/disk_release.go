@@ -56,12 +56,18 @@ const (
 	VolumeSetAside VolumeFate = "set aside" // it stays for a while, but is not the disk's any more
 )
 
-// WithProof is WithDisk for what only a completed snapshot of the cleanup's gives the right to, made since the volume
-// had no writer. While another snapshot of the cleanup's is unsettled, or where this one proves nothing, the verdict is
-// DiskBusy.
-func (db *DB) WithProof(ctx context.Context, s SnapshotRecord, act func(context.Context) error) (DiskVerdict, error) {
+// DeleteVolume is WithDisk for a remove that asks EC2 to delete the volume, to which only a completed snapshot of the
+// cleanup's gives the right, made since the volume had no writer. While another snapshot of the cleanup's is unsettled,
+// or where this one proves nothing, the verdict is DiskBusy. That it was asked is recorded: whoever comes later and finds
+// the volume gone knows that nothing is lost.
+func (db *DB) DeleteVolume(ctx context.Context, s SnapshotRecord, remove func(context.Context) error) (DiskVerdict, error) {
 	return db.underDisk(ctx, s.ReservationID, func(ctx context.Context, tx pgx.Tx, _ lockedDisk) error {
-		return proven(ctx, tx, s, act)
+		if err := proven(ctx, tx, s, remove); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `
+			update expiry.snapshots set volume_deleted_at = coalesce(volume_deleted_at, clock_timestamp()) where intent_id = $1`, s.IntentID)
+		return err
 	})
 }
 
@@ -81,7 +87,7 @@ func proven(ctx context.Context, tx pgx.Tx, s SnapshotRecord, act func(context.C
 	return acting(ctx, act)
 }
 
-// ReleaseDisk is WithProof and then frees the disk, with the fact. last makes sure that the volume is as its fate says.
+// ReleaseDisk frees the disk, with the fact, by the same right. last makes sure that the volume is as its fate says.
 func (db *DB) ReleaseDisk(ctx context.Context, s SnapshotRecord, fate VolumeFate, last func(context.Context) error) (DiskVerdict, error) {
 	return db.underDisk(ctx, s.ReservationID, func(ctx context.Context, tx pgx.Tx, d lockedDisk) error {
 		if err := proven(ctx, tx, s, last); err != nil {
@@ -92,7 +98,7 @@ func (db *DB) ReleaseDisk(ctx context.Context, s SnapshotRecord, fate VolumeFate
 		}
 		_, err := tx.Exec(ctx, `
 			update expiry.snapshots
-			set volume_deleted_at = case when $2 = 'deleted' then clock_timestamp() end,
+			set volume_deleted_at = case when $2 = 'deleted' then coalesce(volume_deleted_at, clock_timestamp()) end,
 			    volume_aside_at = case when $2 = 'set aside' then clock_timestamp() end
 			where intent_id = $1`, s.IntentID, fate)
 		return err
@@ -101,15 +107,20 @@ func (db *DB) ReleaseDisk(ctx context.Context, s SnapshotRecord, fate VolumeFate
 
 // SettleLost ends the disk's part of a cleanup whose volume has vanished without a snapshot of ours, and frees the
 // disk, which the platform restores from what snapshots there are. Its row says so where no operation of the
-// platform's is under way. confirm is called under the disk's lock and fails where the volume is there after all. While
-// a snapshot of the cleanup's may yet complete the verdict is DiskBusy.
-func (db *DB) SettleLost(ctx context.Context, reservationID, detail string, confirm func(context.Context) error) (DiskVerdict, error) {
-	return db.underDisk(ctx, reservationID, func(ctx context.Context, tx pgx.Tx, d lockedDisk) error {
+// platform's is under way. Nothing is lost where the volume was deleted beside a snapshot that holds it, by an earlier
+// cleanup or before this one began again: then the disk is just released. confirm is called under the disk's lock and
+// fails where the volume is there after all. While a snapshot of the cleanup's may yet complete the verdict is DiskBusy.
+func (db *DB) SettleLost(ctx context.Context, reservationID, detail string, confirm func(context.Context) error) (lost bool, verdict DiskVerdict, err error) {
+	verdict, err = db.underDisk(ctx, reservationID, func(ctx context.Context, tx pgx.Tx, d lockedDisk) error {
 		var hope bool
 		err := tx.QueryRow(ctx, `
 			select exists (select from expiry.snapshots s join expiry.cleanups c using (reservation_id)
 			               where reservation_id = $1 and (s.state in ('intended', 'pending')
-			                   or s.state = 'completed' and s.intended_at >= c.writer_gone_at))`, reservationID).Scan(&hope)
+			                   or s.state = 'completed' and s.intended_at >= c.writer_gone_at)),
+			       not exists (select from expiry.snapshots
+			                   where volume_id = $2 and user_id = $3 and disk_name = $4
+			                     and volume_deleted_at is not null and state in ('completed', 'purged'))`,
+			reservationID, d.volume, d.user, d.name).Scan(&hope, &lost)
 		switch {
 		case err != nil:
 			return err
@@ -119,11 +130,16 @@ func (db *DB) SettleLost(ctx context.Context, reservationID, detail string, conf
 		if err := acting(ctx, confirm); err != nil {
 			return err
 		}
-		if err := freeDisk(ctx, tx, d, VolumeDeleted, detail); err != nil {
+		problem, outcome, found := detail, OutcomeLost, detail
+		if !lost {
+			problem, outcome, found = "", OutcomeReleased, "volume "+d.volume+" was deleted before, beside its snapshot"
+		}
+		if err := freeDisk(ctx, tx, d, VolumeDeleted, problem); err != nil {
 			return err
 		}
-		return finishDisk(ctx, tx, reservationID, OutcomeLost, detail)
+		return finishDisk(ctx, tx, reservationID, outcome, found)
 	})
+	return lost, verdict, err
 }
 
 // freeDisk gives the lock back, with the fact. problem, if there is one, is shown where the platform shows operations.

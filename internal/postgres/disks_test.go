@@ -79,7 +79,7 @@ func TestAnActThatFailsIsToldAndLeavesTheRowsAsTheyWere(t *testing.T) {
 		require.ErrorIs(t, err, throttled)
 		require.Equal(t, "old", text(t, db, "select reservation_id from disks where in_use"))
 		exec(t, db, "update expiry.snapshots set state = 'error'")
-		_, err = db.SettleLost(t.Context(), "old", "lost", refuse)
+		_, _, err = db.SettleLost(t.Context(), "old", "lost", refuse)
 		require.ErrorIs(t, err, throttled)
 		require.Equal(t, "old", text(t, db, "select reservation_id from disks where in_use"))
 		require.Equal(t, "0", text(t, db, "select count(*)::text from expiry.facts where type like '%released%'"))
@@ -135,7 +135,7 @@ func TestADiskIsReleasedOnlyByRightOfASnapshotMadeWithoutAWriter(t *testing.T) {
 				exec(t, db, c.meanwhile)
 				called := 0
 				count := func(context.Context) error { called++; return nil }
-				verdict, err := db.WithProof(t.Context(), s, count)
+				verdict, err := db.DeleteVolume(t.Context(), s, count)
 				require.NoError(t, err)
 				require.Equal(t, c.verdict, verdict)
 				if verdict == postgres.DiskSuperseded {
@@ -236,7 +236,7 @@ func TestWhileASnapshotMayYetCompleteNothingIsLost(t *testing.T) {
 				held(t, db, "old", "alice")
 				snapshotOf(t, db, "old")
 				exec(t, db, "update expiry.snapshots set state = $1", state)
-				verdict, err := db.SettleLost(t.Context(), "old", "it vanished", nil)
+				_, verdict, err := db.SettleLost(t.Context(), "old", "it vanished", nil)
 				require.NoError(t, err)
 				require.Equal(t, lost, verdict == postgres.DiskOurs)
 				require.Equal(t, lost, text(t, db, "select in_use::text from disks") == "false")

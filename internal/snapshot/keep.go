@@ -88,11 +88,11 @@ func (k *Keeper) wait(ctx context.Context, c postgres.CleanupRecord, pause time.
 	return followup.LookAgain(pause), k.Store.NoteStep(ctx, c.ReservationID, postgres.StepDisk, why)
 }
 
-// lost settles a cleanup whose volume is gone although no snapshot was made of it.
+// lost settles a cleanup whose volume is gone although it has made no snapshot of it.
 func (k *Keeper) lost(ctx context.Context, c postgres.CleanupRecord) (followup.Result, error) {
 	detail := fmt.Sprintf("volume %s vanished before reservation %s had made a snapshot of it; the disk's latest snapshot is older",
 		c.VolumeID, c.ReservationID)
-	verdict, err := k.Store.SettleLost(ctx, c.ReservationID, detail, func(ctx context.Context) error {
+	lost, verdict, err := k.Store.SettleLost(ctx, c.ReservationID, detail, func(ctx context.Context) error {
 		if err := k.expectGone(ctx, c.VolumeID); err != nil {
 			return err
 		}
@@ -100,6 +100,11 @@ func (k *Keeper) lost(ctx context.Context, c postgres.CleanupRecord) (followup.R
 	})
 	if err != nil || verdict != postgres.DiskOurs {
 		return k.stop(ctx, c, verdict, err)
+	}
+	if !lost {
+		k.opts.Log.WarnContext(ctx, "the row names a volume that was deleted before, beside its snapshot", "volume", c.VolumeID,
+			"disk", c.DiskName, "user", c.UserID)
+		return followup.Recorded, nil
 	}
 	k.opts.Log.ErrorContext(ctx, "DATA LOST: a volume vanished without a snapshot", "volume", c.VolumeID, "disk", c.DiskName,
 		"user", c.UserID, "reservation_id", c.ReservationID)

@@ -401,6 +401,35 @@ func TestAVolumeThatVanishedIsLostAndSaidSo(t *testing.T) {
 	require.False(t, w.objects(t))
 }
 
+func TestAVolumeThatWasDeletedBesideItsSnapshotIsNotLostWhoeverNamesItStill(t *testing.T) {
+	t.Parallel()
+	for name, deleting := range map[string]time.Duration{"its disk was released": 0, "EC2 was still at it": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.account.Set(stacktest.Settings{VolumeDelete: deleting})
+			w.deliver(t, postgres.Cleanup)
+			w.deliver(t, postgres.SnapshotSync)
+			w.account.Set(stacktest.Settings{})
+			require.False(t, w.exists(t))
+
+			w.exec(t, "update reservations set status = 'active' where reservation_id = $1", w.id) // and no pod was ever made for it
+			w.exec(t, "update disks set in_use = true, reservation_id = $1", w.id)
+			w.exec(t, "delete from expiry.cleanups")
+			w.exec(t, "update reservations set status = 'expired' where reservation_id = $1", w.id)
+			w.settle(t, 1) // the former sync, which is due yet
+			_, err := w.db.EnsureCleanup(t.Context(), w.id)
+			require.NoError(t, err)
+			w.exec(t, "insert into expiry.cleanup_steps (reservation_id, step, finished_at, outcome) select $1, step, now(), 'done' from unnest($2::text[]) step where step <> 'disk'",
+				w.id, postgres.Steps())
+			w.settle(t, 4)
+			require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+			require.Equal(t, released, w.disk(t))
+			require.Empty(t, read[string](t, w, "select coalesce(operation_error, '') from disks"))
+		})
+	}
+}
+
 func TestAVolumeThatVanishesWhileItsSnapshotIsMadeIsNotLost(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -478,14 +507,14 @@ func TestTheSyncOfAFormerCleanupFinishesNothingOfTheNextOne(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.deliver(t, postgres.Cleanup)
-			w.outside.reset(func(call string) error {
+			w.reset(func(call string) error {
 				if call == "DeletePersistentVolume" { // the disk is released; Kubernetes is slow
 					meanwhile(t, w)
 				}
 				return nil
 			}, nil)
 			w.deliver(t, postgres.SnapshotSync)
-			require.Equal(t, 1, w.outside.count("DeletePersistentVolume"))
+			require.Equal(t, 1, w.count("DeletePersistentVolume"))
 			require.Equal(t, "0", read[string](t, w, "select count(*)::text from expiry.cleanup_steps where step = 'disk' and finished_at is not null"))
 			require.Equal(t, "open", w.outcome(t))
 		})

@@ -176,7 +176,7 @@ func (a *Sync) deleteVolume(ctx context.Context, s postgres.SnapshotRecord) (pos
 	if err != nil {
 		return "", err
 	}
-	return a.Store.WithProof(ctx, s, func(ctx context.Context) error {
+	return a.Store.DeleteVolume(ctx, s, func(ctx context.Context) error {
 		return a.deleteProven(ctx, s, account)
 	})
 }

@@ -33,7 +33,7 @@ type Store interface {
 	WithDisk(ctx context.Context, reservationID string, act func(context.Context) error) (postgres.DiskVerdict, error)
 	RecordDetach(ctx context.Context, reservationID string, forced bool) (postgres.DiskVerdict, error)
 	ForgetWriterGone(ctx context.Context, reservationID string) error
-	SettleLost(ctx context.Context, reservationID, detail string, confirm func(context.Context) error) (postgres.DiskVerdict, error)
+	SettleLost(ctx context.Context, reservationID, detail string, confirm func(context.Context) error) (lost bool, verdict postgres.DiskVerdict, err error)
 
 	LoadSnapshot(ctx context.Context, intent uuid.UUID) (postgres.SnapshotRecord, bool, error)
 	SnapshotByID(ctx context.Context, snapshotID string) (postgres.SnapshotRecord, bool, error)
@@ -49,7 +49,7 @@ type Store interface {
 	CompleteSnapshot(ctx context.Context, s postgres.SnapshotRecord, seen disk.Snapshot) (bool, error)
 	FailSnapshot(ctx context.Context, s postgres.SnapshotRecord, why string) (bool, error)
 	VanishedSnapshot(ctx context.Context, s postgres.SnapshotRecord) (bool, error)
-	WithProof(ctx context.Context, s postgres.SnapshotRecord, act func(context.Context) error) (postgres.DiskVerdict, error)
+	DeleteVolume(ctx context.Context, s postgres.SnapshotRecord, remove func(context.Context) error) (postgres.DiskVerdict, error)
 	ReleaseDisk(ctx context.Context, s postgres.SnapshotRecord, fate postgres.VolumeFate, last func(context.Context) error) (postgres.DiskVerdict, error)
 	WithVolumeSetAside(ctx context.Context, s postgres.SnapshotRecord, act func(context.Context) error) (postgres.DiskVerdict, error)
 	RecordVolumeDeleted(ctx context.Context, intent uuid.UUID) error
