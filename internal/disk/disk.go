@@ -25,6 +25,8 @@ type Row struct {
 	Deleted bool
 	// DeleteDate is the UTC midnight from which the snapshots of a deleted disk may go; zero where the column is null.
 	DeleteDate time.Time
+	// MarkedDeletedAt is when the user deleted the disk; zero where the column is null.
+	MarkedDeletedAt time.Time
 }
 
 // VolumeState is the state of an EBS volume in EC2's words.

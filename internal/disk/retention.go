@@ -82,7 +82,7 @@ func (plan *Retention) add(key Key, row Row, snapshots []Snapshot, asked map[str
 		plan.Kept = append(plan.Kept, Kept{key, len(snapshots), deletedWithoutDate})
 		return
 	case row.Deleted:
-		tags := deletionTags(row.DeleteDate, now)
+		tags := deletionTags(row, now)
 		if ids := idsWhere(snapshots, func(s Snapshot) bool { return lacksDate(s, tags[TagDeleteDate]) }); len(ids) > 0 {
 			plan.Tag = append(plan.Tag, Tagging{key, ids, tags})
 		}

@@ -130,6 +130,10 @@ func TestADeletedDisksSnapshotsAreTaggedUntilTheirDateAndThenGo(t *testing.T) {
 	}}, plan.Tag)
 	require.Empty(t, plan.Purge)
 
+	since := map[disk.Key]disk.Row{adaWork: {Deleted: true, DeleteDate: midnight, MarkedDeletedAt: before.Add(-9 * day)}}
+	require.Equal(t, map[string]string{"delete-date": "2026-03-14", "marked-deleted-at": fmt.Sprint(before.Add(-9 * day).Unix())},
+		disk.PlanRetention(snapshots, since, nil, account, before).Tag[0].Tags, "as the row says")
+
 	plan = disk.PlanRetention(snapshots, rows, nil, account, midnight)
 	require.Equal(t, []string{"old", "half", "wrong", "right", "failed", "new"}, purged(plan))
 	require.Equal(t, "its disk was to go on 2026-03-14", plan.Purge[0].Reason)

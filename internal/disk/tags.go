@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -109,11 +110,12 @@ func (n NewSnapshot) Description() string {
 	return firstRunes(strings.ToValidUTF8(text, "?"), maxDescription)
 }
 
-// deletionTags returns the tags by which the platform shows that a snapshot's disk is deleted.
-func deletionTags(deleteDate, now time.Time) map[string]string {
+// deletionTags returns the tags by which the platform shows that a snapshot's disk is deleted: now, where the row does
+// not say since when.
+func deletionTags(row Row, now time.Time) map[string]string {
 	return map[string]string{
-		TagDeleteDate:      deleteDate.UTC().Format(time.DateOnly),
-		TagMarkedDeletedAt: strconv.FormatInt(now.Unix(), 10),
+		TagDeleteDate:      row.DeleteDate.UTC().Format(time.DateOnly),
+		TagMarkedDeletedAt: strconv.FormatInt(cmp.Or(row.MarkedDeletedAt, now).Unix(), 10),
 	}
 }
 

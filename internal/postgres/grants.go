@@ -25,7 +25,7 @@ grant update (
 ) on reservations to $role;
 grant select (
     disk_id, disk_name, user_id, disk_size, created_at, last_used, in_use, reservation_id, is_backing_up, is_deleted,
-    delete_date, snapshot_count, pending_snapshot_count, ebs_volume_id, last_snapshot_at, operation_status,
+    delete_date, marked_deleted_at, snapshot_count, pending_snapshot_count, ebs_volume_id, last_snapshot_at, operation_status,
     operation_error, latest_snapshot_content_s3, last_updated
 ) on disks to $role;
 grant update (

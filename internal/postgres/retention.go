@@ -16,14 +16,15 @@ func (db *DB) DiskRows(ctx context.Context) (map[disk.Key]disk.Row, error) {
 	_, err := query(ctx, db, func(row pgx.CollectableRow) (disk.Key, error) {
 		var key disk.Key
 		var r disk.Row
-		var date *time.Time
-		err := row.Scan(&key.User, &key.Name, &r.InUse, &r.Deleted, &date)
-		r.DeleteDate = orZero(date)
+		var date, marked *time.Time
+		err := row.Scan(&key.User, &key.Name, &r.InUse, &r.Deleted, &date, &marked)
+		r.DeleteDate, r.MarkedDeletedAt = orZero(date), orZero(marked)
 		rows[key] = r
 		return key, err
 	}, `
 		select user_id, disk_name, coalesce(in_use, false), coalesce(is_deleted, false),
-		       case when isfinite(delete_date) then delete_date::timestamp at time zone 'UTC' end
+		       case when isfinite(delete_date) then delete_date::timestamp at time zone 'UTC' end,
+		       case when isfinite(marked_deleted_at) then marked_deleted_at end
 		from disks`)
 	if err != nil {
 		return nil, fmt.Errorf("read the disks: %w", err)

@@ -37,11 +37,11 @@ func TestOldSnapshotsArePurgedAndTheNewestStay(t *testing.T) {
 func TestTheSnapshotsOfADeletedDiskGetItsDate(t *testing.T) {
 	t.Parallel()
 	w, c := newWorld(t), newCluster()
-	w.exec("insert into disks (disk_name, user_id, is_deleted, delete_date) values ('d', 'ada', true, '2199-12-31')")
+	w.exec("insert into disks (disk_name, user_id, is_deleted, delete_date, marked_deleted_at) values ('d', 'ada', true, '2199-12-31', '2026-03-01 12:00:00Z')")
 	c.snapshots = []disk.Snapshot{snapshot("snap-1", day)}
 	w.within(c)
 	require.Equal(t, "2199-12-31", c.tagged["snap-1"][disk.TagDeleteDate])
-	require.NotEmpty(t, c.tagged["snap-1"][disk.TagMarkedDeletedAt])
+	require.Equal(t, "1772366400", c.tagged["snap-1"][disk.TagMarkedDeletedAt])
 	require.Empty(t, w.followUps())
 }
 
