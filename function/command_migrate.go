@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -54,6 +55,8 @@ func migrate(ctx context.Context, sh shell, platformTables bool, grant *grants) 
 			_ = sh.say("%s: applied %s in %s", what, file, report.Span(took))
 		})
 		switch {
+		case errors.Is(err, postgres.ErrLocked):
+			return err
 		case err != nil:
 			return unreachable(p, err)
 		case applied == 0:

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"embed"
 	"errors"
 	"fmt"
@@ -28,6 +29,10 @@ const (
 	uniqueViolation = "23505"
 )
 
+// ErrLocked says that others held for too long what a migration needs. Who waits for a lock makes everybody else wait
+// behind it, the platform too.
+var ErrLocked = errors.New("another session holds a lock that this needs: find it in pg_stat_activity (its xact_start is old), let it end, and run the same again")
+
 // Migrate creates or upgrades schema expiry and nothing else, and calls done for each migration that it applied. It is
 // idempotent.
 func Migrate(ctx context.Context, url string, done ...func(file string, took time.Duration)) error {
@@ -45,11 +50,10 @@ func migrate(ctx context.Context, url, folder, versions string, done []func(stri
 	if err != nil {
 		return err
 	}
-	db := stdlib.OpenDB(*config)
+	db := sql.OpenDB(impatient{stdlib.GetConnector(*config)})
 	defer func() { _ = db.Close() }()
-	var taken *pgconn.PgError // "if not exists" does not look at what another is just creating
-	if _, err := db.ExecContext(ctx, "create schema if not exists expiry"); err != nil && (!errors.As(err, &taken) || taken.Code != uniqueViolation) {
-		return fmt.Errorf("create schema expiry: %w", err)
+	if err := createSchema(ctx, db); err != nil {
+		return fmt.Errorf("create schema expiry: %w", locked(err))
 	}
 	provider, err := newProvider(db, folder, versions)
 	if err != nil {
@@ -57,7 +61,7 @@ func migrate(ctx context.Context, url, folder, versions string, done []func(stri
 	}
 	applied, err := provider.Up(ctx)
 	if err != nil {
-		return fmt.Errorf("migrate %s: %w", folder, err)
+		return fmt.Errorf("migrate %s: %w", folder, locked(err))
 	}
 	for _, a := range applied {
 		for _, tell := range done {
@@ -65,6 +69,57 @@ func migrate(ctx context.Context, url, folder, versions string, done []func(stri
 		}
 	}
 	return nil
+}
+
+func createSchema(ctx context.Context, db *sql.DB) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	var taken *pgconn.PgError // "if not exists" does not look at what another is just creating
+	if _, err := tx.ExecContext(ctx, "create schema if not exists expiry"); errors.As(err, &taken) && taken.Code == uniqueViolation {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+func locked(err error) error {
+	var held *pgconn.PgError
+	if errors.As(err, &held) && held.Code == lockNotAvailable {
+		return fmt.Errorf("%w (%w)", ErrLocked, err)
+	}
+	return err
+}
+
+// impatient makes connections in whose transactions nothing waits long for a lock. It is set in each of them: PgBouncer
+// would give a session's setting to others.
+type impatient struct{ driver.Connector }
+
+// Connect implements driver.Connector.
+func (i impatient) Connect(ctx context.Context) (driver.Conn, error) {
+	c, err := i.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return impatientConn{c.(*stdlib.Conn)}, nil
+}
+
+type impatientConn struct{ *stdlib.Conn }
+
+// BeginTx implements driver.ConnBeginTx.
+func (c impatientConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	tx, err := c.Conn.BeginTx(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.ExecContext(ctx, "set local lock_timeout = '5s'", nil); err != nil {
+		_ = tx.Rollback()
+		return nil, err
+	}
+	return tx, nil
 }
 
 func newProvider(db *sql.DB, folder, versions string) (*goose.Provider, error) {

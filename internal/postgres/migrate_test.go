@@ -4,7 +4,9 @@ import (
 	"context"
 	"net/url"
 	"testing"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
@@ -56,19 +58,22 @@ func TestPlatformTablesThatExistAreLeftAlone(t *testing.T) {
 	require.Equal(t, 1, count(t, db, "select count(*) from reservations"))
 }
 
+// ways are the addresses of an empty database.
+var ways = map[string]func(t *testing.T) string{
+	"direct": func(t *testing.T) string { return stacktest.EmptyDatabase(t) },
+	"through PgBouncer": func(t *testing.T) string {
+		direct, err := url.Parse(stacktest.EmptyDatabase(t))
+		require.NoError(t, err)
+		pooled, err := url.Parse(stacktest.Env(t, "STACK_PGBOUNCER_URL"))
+		require.NoError(t, err)
+		pooled.Path = direct.Path
+		return pooled.String()
+	},
+}
+
 func TestManyMigrationsAtOnceEndWell(t *testing.T) {
 	t.Parallel()
-	for name, through := range map[string]func(t *testing.T) string{
-		"direct": func(t *testing.T) string { return stacktest.EmptyDatabase(t) },
-		"through PgBouncer": func(t *testing.T) string {
-			direct, err := url.Parse(stacktest.EmptyDatabase(t))
-			require.NoError(t, err)
-			pooled, err := url.Parse(stacktest.Env(t, "STACK_PGBOUNCER_URL"))
-			require.NoError(t, err)
-			pooled.Path = direct.Path
-			return pooled.String()
-		},
-	} {
+	for name, through := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			address := through(t)
@@ -78,6 +83,31 @@ func TestManyMigrationsAtOnceEndWell(t *testing.T) {
 			}
 			require.NoError(t, group.Wait())
 			require.NoError(t, open(t, address).CheckSchema(t.Context()))
+		})
+	}
+}
+
+func TestAMigrationDoesNotWaitLongForALock(t *testing.T) {
+	t.Parallel()
+	for name, through := range ways {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address := through(t)
+			db := open(t, address)
+			require.NoError(t, postgres.Exec(t.Context(), db, "create schema expiry"))
+			somebody, err := pgx.Connect(t.Context(), address)
+			require.NoError(t, err)
+			t.Cleanup(func() { _ = somebody.Close(context.Background()) })
+			busy, err := somebody.Begin(t.Context())
+			require.NoError(t, err)
+			_, err = busy.Exec(t.Context(), "create table expiry.facts ()")
+			require.NoError(t, err)
+
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			require.ErrorIs(t, postgres.Migrate(ctx, address), postgres.ErrLocked)
+			require.NoError(t, busy.Rollback(t.Context()))
+			require.NoError(t, postgres.Migrate(t.Context(), address))
 		})
 	}
 }
