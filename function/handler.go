@@ -11,6 +11,7 @@ import (
 	"time"
 
 	ce "github.com/cloudevents/sdk-go/v2/event"
+	"go.opentelemetry.io/otel/trace"
 
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
@@ -112,6 +113,9 @@ type taken struct {
 	event  ce.Event
 	result any
 	dryRun bool // nothing may be changed by it
+	// trace is of who asked, for the log; a sweep's own where there is one.
+	trace         trace.SpanContext
+	reservationID string // that the event names
 	// written waits for what is being written of reservations' lives; nil: nobody has begun to.
 	written func()
 }
@@ -136,9 +140,9 @@ func (h *handler) post(take func(w http.ResponseWriter, r *http.Request, t *take
 
 		began := time.Now()
 		t := taken{event: ce.New()}
-		err := h.safely(r.Context(), func() error { return take(w, r, &t) })
+		err := h.safely(r.Context(), &t, func() error { return take(w, r, &t) })
 		status, _ := statusOf(r, err)
-		log := h.log.With("path", r.URL.Path, "type", t.event.Type(), "id", t.event.ID(), "subject", t.event.Subject(),
+		log := h.logOf(t).With("path", r.URL.Path, "type", t.event.Type(), "id", t.event.ID(), "subject", t.event.Subject(),
 			"status", status, "took", time.Since(began).Round(time.Millisecond))
 		if err != nil {
 			log.WarnContext(r.Context(), "delivery not taken", "error", err)
@@ -150,11 +154,23 @@ func (h *handler) post(take func(w http.ResponseWriter, r *http.Request, t *take
 	})
 }
 
+// logOf returns the log in which every line says of which delivery it is.
+func (h *handler) logOf(t taken) *slog.Logger {
+	log := h.log
+	if t.trace.IsValid() {
+		log = log.With("trace_id", t.trace.TraceID().String(), "span_id", t.trace.SpanID().String())
+	}
+	if t.reservationID != "" {
+		log = log.With("reservation_id", t.reservationID)
+	}
+	return log
+}
+
 // safely turns a panic into an error that may pass: the broker tries again, and gives up in the end.
-func (h *handler) safely(ctx context.Context, take func() error) (err error) {
+func (h *handler) safely(ctx context.Context, t *taken, take func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			h.log.ErrorContext(ctx, "delivery panicked", "panic", p, "stack", string(debug.Stack()))
+			h.logOf(*t).ErrorContext(ctx, "delivery panicked", "panic", p, "stack", string(debug.Stack()))
 			err = errors.New("panic")
 		}
 	}()
@@ -183,12 +199,13 @@ func (h *handler) deliver(w http.ResponseWriter, r *http.Request, t *taken) erro
 		return refuse(http.StatusBadRequest, "malformed event: %s", oneLine(err))
 	}
 	ctx := telemetry.Extract(r.Context(), e)
+	t.trace = trace.SpanContextFromContext(ctx)
 	_, isFollowUp := event.KindOf(e.Type())
 	switch {
 	case e.Type() == event.Ping || e.Type() == event.SweepRequested:
 		t.result, err = h.tick(r.Context(), t)
 	case isFollowUp:
-		t.result, err = within(h.slots.followUps, func() (any, error) { return h.followUp(ctx, e) })
+		t.result, err = within(h.slots.followUps, func() (any, error) { return h.followUp(ctx, t) })
 	case event.IsFact(e.Type()):
 		// Our own, which no trigger should bring. Refusing it would only fill the dead letters.
 		t.result = map[string]string{"state": "ignored", "why": "it is a fact of this service"}
@@ -215,11 +232,13 @@ var errHandedBack = &unavailable{reason: "interrupted: it is due as before", aft
 
 // followUp carries out the row that the event names. A failure that is on the row counts as taken: the row says when
 // it is tried again, and until then a redelivery would find nothing to do.
-func (h *handler) followUp(ctx context.Context, e ce.Event) (any, error) {
+func (h *handler) followUp(ctx context.Context, t *taken) (any, error) {
+	e := t.event
 	data, err := dataOf(e)
 	if err != nil {
 		return nil, err
 	}
+	t.reservationID = event.ReservationOf(data)
 	name, key, err := event.KeyOf(e.Type(), data)
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "%s", oneLine(err))

@@ -20,6 +20,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/sweep"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
 func TestAnswers(t *testing.T) {
@@ -358,3 +359,44 @@ func FuzzWhatASenderMaySend(f *testing.F) {
 		}
 	})
 }
+
+func TestEveryLineAboutADeliverySaysOfWhich(t *testing.T) {
+	t.Parallel()
+	const parent = "Ce-Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for name, c := range map[string]struct {
+		message string
+		harm    func(d *desk)
+	}{
+		"taken": {"delivery taken", func(*desk) {}},
+		"not taken": {"delivery not taken", func(d *desk) {
+			d.run = func(context.Context, postgres.FollowUpKind, string) (followup.Report, error) {
+				return followup.Report{}, errors.New("away")
+			}
+		}},
+		"panicked": {"delivery panicked", func(d *desk) {
+			d.run = func(context.Context, postgres.FollowUpKind, string) (followup.Report, error) { panic("boom") }
+		}},
+		"phases": {"phases are not written into their traces", func(d *desk) { d.lives = noLives{} }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t)
+			var out bytes.Buffer
+			d.log = telemetry.NewLogger(&out, "json", slog.LevelInfo)
+			c.harm(d)
+			d.post(t, "/", binary(event.CleanupRequested, parent), `{"reservationId":"r1"}`)
+			for line := range strings.Lines(out.String()) {
+				if strings.Contains(line, `"`+c.message+`"`) {
+					require.Contains(t, line, `"trace_id":"0af7651916cd43dd8448eb211c80319c","span_id":"b7ad6b7169203331","reservation_id":"r1"`)
+					require.NotRegexp(t, `"took":\d`, line)
+					return
+				}
+			}
+			require.Fail(t, "no such line", out.String())
+		})
+	}
+}
+
+type noLives struct{}
+
+func (noLives) Write(context.Context, ...string) (int, error) { return 0, errors.New("no collector") }

@@ -27,27 +27,29 @@ func newLives(db *postgres.DB, t *telemetry.Telemetry, c config.Traces, log *slo
 
 // tell pushes what a delivery has recorded, before its answer, since nothing may run after it.
 func (h *handler) tell(ctx context.Context, t taken, status int) {
+	log := h.logOf(t)
 	h.telemetry.Metrics.EventAnswered(ctx, knownType(t.event.Type()), status)
 	switch kind, ok := event.KindOf(t.event.Type()); {
 	case t.dryRun: // what was written into traces is remembered in rows
 		t.written = func() {}
 	case ok && kind == string(postgres.Cleanup): // its steps are over one by one
-		t.written = write(ctx, h.lives, h.log, t.event.Subject())
+		t.written = write(ctx, h.lives, log, t.event.Subject())
 	case t.written == nil:
-		t.written = write(ctx, h.lives, h.log)
+		t.written = write(ctx, h.lives, log)
 	}
-	flush(ctx, h.telemetry, h.log)
+	flush(ctx, h.telemetry, log)
 	t.written()
 }
 
 // tellAhead begins to send what has ended so far and to write what is over of reservations' lives, while the delivery
 // goes on, and returns what waits for both.
-func (h *handler) tellAhead(ctx context.Context) (told func()) {
-	written := write(ctx, h.lives, h.log)
+func (h *handler) tellAhead(ctx context.Context, t taken) (told func()) {
+	log := h.logOf(t)
+	written := write(ctx, h.lives, log)
 	var flushing sync.WaitGroup
 	flushing.Go(func() {
 		if err := h.telemetry.FlushSpans(ctx); err != nil {
-			h.log.WarnContext(ctx, "telemetry is lost", "error", err)
+			log.WarnContext(ctx, "telemetry is lost", "error", err)
 		}
 	})
 	return func() { written(); flushing.Wait() }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	ce "github.com/cloudevents/sdk-go/v2/event"
+	"go.opentelemetry.io/otel/trace"
 
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -25,6 +26,7 @@ func (h *handler) tick(untraced context.Context, t *taken) (any, error) {
 	t.dryRun = request.DryRun
 	cause := telemetry.Delivery(e, !h.warm.Swap(true))
 	ctx, span := h.telemetry.StartDelivery(telemetry.WithDelivery(telemetry.Extract(untraced, e), cause), "sweep", cause...)
+	t.trace = trace.SpanContextFromContext(ctx)
 	result, err := h.sweep(ctx, e.Type(), request)
 	if errors.Is(err, postgres.ErrLeaseLost) {
 		h.log.WarnContext(ctx, "another sweep has taken over and carries on", "error", err)
@@ -32,7 +34,7 @@ func (h *handler) tick(untraced context.Context, t *taken) (any, error) {
 	}
 	span.End(string(result.Outcome), err)
 	if err == nil && !request.DryRun && result.Outcome != sweep.Skipped {
-		t.written = h.tellAhead(untraced) // meanwhile
+		t.written = h.tellAhead(untraced, *t) // meanwhile
 		err = h.afterwards(ctx)
 	}
 	return result, err
@@ -73,7 +75,7 @@ func (h *handler) afterwards(ctx context.Context) error {
 	err := h.sendDue(ctx)
 	_, failure := h.announcer.Drain(ctx)
 	h.announced(ctx, failure)
-	span.End("", err)
+	span.EndOr("", "sent", err)
 	if err != nil {
 		h.log.ErrorContext(ctx, "follow-ups could not be sent and stay due", "error", err)
 		return &unavailable{reason: "the sweep is done, but not all follow-ups could be sent; they stay due", after: retryAfter}

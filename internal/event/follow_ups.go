@@ -157,6 +157,15 @@ func KeyOf(eventType string, data []byte) (kind, key string, err error) {
 	return kind, key, nil
 }
 
+// ReservationOf returns the reservation that the data of a follow-up event names, "" where it names none.
+func ReservationOf(data []byte) string {
+	var of struct {
+		ReservationID string `json:"reservationId"`
+	}
+	_ = json.Unmarshal(data, &of) // of what is no object it stays empty
+	return of.ReservationID
+}
+
 func keyFrom[T any](data []byte, key func(T) string) (string, error) {
 	var request T
 	if err := json.Unmarshal(data, &request); err != nil {
