@@ -45,6 +45,14 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	}
 	id.DiskName = cmp.Or(id.DiskName, name)
 	from := "the row"
+	misnamed, err := a.misnamed(ctx, disk.Key{User: c.UserID, Name: id.DiskName}, id.VolumeID, onHome)
+	if err != nil {
+		return result{}, err
+	}
+	if misnamed {
+		said = append(said, fmt.Sprintf("the row names volume %s", id.VolumeID))
+		id.VolumeID, id.Misnamed = "", id.VolumeID
+	}
 	if id.VolumeID == "" {
 		id.VolumeID, from = onHome, "the pod"
 	}
@@ -218,6 +226,28 @@ func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string) (id strin
 	}
 	id, undecided = k.Choose(volumes)
 	return id, undecided, nil
+}
+
+// misnamed reports whether the row names a volume that is not the disk, since the pod has the user's home on another. So
+// it is not where the tags speak for the named one alone, or say that the other is somebody else's.
+func (a *Action) misnamed(ctx context.Context, k disk.Key, named, onHome string) (bool, error) {
+	if named == "" || onHome == "" || named == onHome {
+		return false, nil
+	}
+	var volumes [2]disk.Volume // one that is gone has no tags
+	for i, id := range []string{named, onHome} {
+		v, err := a.EC2.DescribeVolume(ctx, id)
+		gone, err := a.home.Gone(ctx, err)
+		switch {
+		case err != nil:
+			return false, err
+		case gone && id == onHome:
+			return false, nil
+		case !gone:
+			volumes[i] = v
+		}
+	}
+	return k.Others(volumes[1]) == "" && (!k.Named(volumes[0]) || k.Named(volumes[1])), nil
 }
 
 // nameDisk learns the disk's name from its volume's tags where nothing else has told it.

@@ -170,6 +170,59 @@ func TestOfSeveralVolumesOfAPodTheOneWithTheHomeIsTheDisk(t *testing.T) {
 	}
 }
 
+func TestTheVolumeWithTheHomeIsTheDiskThoughTheRowNamesAnother(t *testing.T) {
+	t.Parallel()
+	shelf := stacktest.NewShelf(t)
+	hers, teams := disk.Key{User: "alice", Name: "default"}.Tags(), disk.Key{User: "team-vision", Name: "imagenet"}.Tags()
+	for name, c := range map[string]struct {
+		named, onHome map[string]string // their tags
+		late          bool              // the row did not name it when the cleanup was asked for
+		kept          string
+	}{
+		"without tags":               {kept: volume},
+		"named late":                 {late: true, kept: volume},
+		"tagged so":                  {onHome: hers, kept: volume},
+		"both tagged so":             {named: hers, onHome: hers, kept: volume},
+		"the named one is another's": {named: teams, kept: volume},
+		"the named one is tagged so": {named: hers, kept: secondVolume},
+		"it is another's":            {onHome: teams, kept: secondVolume},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorldIn(t, shelf)
+			w.stand(t)
+			w.exec(t, "update disks set ebs_volume_id = null")
+			w.tagged = []disk.Volume{{ID: secondVolume, Tags: c.named}, {ID: volume, Tags: c.onHome}}
+			if c.late {
+				w.exec(t, "update reservations set ebs_volume_id = null")
+				w.request(t)
+			}
+			w.exec(t, "update reservations set ebs_volume_id = $1", secondVolume)
+			p := w.pods[podKey]
+			p.HomeClaim = "disk-alice"
+			w.pods[podKey] = p
+			var kept []string
+			finish := w.keep
+			w.keep = func(c postgres.CleanupRecord) (followup.Result, error) {
+				if kept = append(kept, c.VolumeID); len(kept) == 1 {
+					return followup.LookAgain(time.Second), nil
+				}
+				return finish(c)
+			}
+			if !c.late {
+				w.request(t)
+			}
+			w.deliver(t.Context(), t)
+			w.deliver(t.Context(), t)
+			require.Equal(t, []string{c.kept, c.kept}, kept, "the second delivery knows it from the rows")
+			require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+			again, err := w.db.EnsureCleanup(t.Context(), id)
+			require.NoError(t, err)
+			require.False(t, again, "what the row names is nothing new")
+		})
+	}
+}
+
 func TestAPodWithNothingButAnothersVolumesHasNoDisk(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -129,7 +129,7 @@ func (db *DB) NoteStep(ctx context.Context, reservationID string, step Step, det
 }
 
 // RecordIdentity stores what stood behind the reservation and finishes the step. What was known before and is not now
-// stays; a pod's UID is recorded for good.
+// stays; a pod's UID is recorded for good. A volume other than the known one is taken for the right one.
 func (db *DB) RecordIdentity(ctx context.Context, reservationID string, id Identity, outcome, detail string) error {
 	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `
@@ -137,12 +137,13 @@ func (db *DB) RecordIdentity(ctx context.Context, reservationID string, id Ident
 			set namespace   = coalesce(nullif($2, ''), namespace),   pod_name   = coalesce(nullif($3, ''), pod_name),
 			    pod_uid     = coalesce(nullif($4, ''), pod_uid),     node_name  = coalesce(nullif($5, ''), node_name),
 			    instance_id = coalesce(nullif($6, ''), instance_id), claim_name = coalesce(nullif($7, ''), claim_name),
-			    pv_name     = coalesce(nullif($8, ''), pv_name),     volume_id  = coalesce(volume_id, nullif($9, '')),
+			    pv_name     = coalesce(nullif($8, ''), pv_name),     volume_id  = coalesce(nullif($9, ''), volume_id),
+			    misnamed_volume_id = coalesce(nullif($13, ''), misnamed_volume_id),
 			    claim_uid   = coalesce(nullif($11, ''), claim_uid),  pv_uid     = coalesce(nullif($12, ''), pv_uid),
 			    disk_name   = coalesce(disk_name, nullif($10, ''))
 			where reservation_id = $1`,
 			reservationID, id.Namespace, id.PodName, id.PodUID, id.NodeName, id.InstanceID, id.ClaimName, id.PVName, id.VolumeID, id.DiskName,
-			id.ClaimUID, id.PVUID)
+			id.ClaimUID, id.PVUID, id.Misnamed)
 		if err != nil {
 			return fmt.Errorf("record what stood behind %s: %w", reservationID, err)
 		}

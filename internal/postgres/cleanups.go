@@ -34,6 +34,7 @@ type Identity struct {
 	PVName     string
 	PVUID      string
 	VolumeID   string
+	Misnamed   string // a volume that the row names although it is not the disk; recorded, not read
 	DiskName   string
 }
 

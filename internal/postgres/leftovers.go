@@ -32,6 +32,7 @@ var endedAgain = `coalesce(r.status in ('expired', 'cancelled', 'failed') and (
 		exists (select from expiry.pods p join expiry.cleanups k on k.reservation_id = p.reservation_id
 		        where p.reservation_id = r.reservation_id and p.created_at > k.requested_at and p.uid is distinct from k.pod_uid)
 		or ` + volumeIn("r.ebs_volume_id") + ` <> coalesce(c.volume_id, case when c.settled_at is not null then '' end)
+		   and ` + volumeIn("r.ebs_volume_id") + ` is distinct from c.misnamed_volume_id
 		or exists (select from disks h join expiry.cleanups k on k.reservation_id = h.reservation_id
 		           where h.reservation_id = r.reservation_id and h.in_use and k.disk_released_at is not null
 		             and ` + volumeIn("h.ebs_volume_id") + ` <> coalesce(k.volume_id, ''))), false)`
