@@ -64,3 +64,15 @@ func (db *DB) Reservation(ctx context.Context, id string) (r reservation.Reserva
 	}
 	return reservation.Reservation{}, false, nil
 }
+
+// UnknownReservations returns those of the ids that are of no row in the platform's table.
+func (db *DB) UnknownReservations(ctx context.Context, ids []string) ([]string, error) {
+	unknown, err := query(ctx, db, pgx.RowTo[string], `
+		select distinct id from unnest($1::text[]) as g (id)
+		where not exists (select from reservations r where r.reservation_id = id)
+		order by id`, ids)
+	if err != nil {
+		return nil, fmt.Errorf("look for %d reservations: %w", len(ids), err)
+	}
+	return unknown, nil
+}

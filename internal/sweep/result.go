@@ -29,7 +29,8 @@ type Result struct {
 	Outcome    Outcome   `json:"outcome"`
 	DryRun     bool      `json:"dryRun,omitempty"`
 
-	Paused    *postgres.Pause     `json:"paused,omitempty"` // nothing new was decided
+	Unknown   []string            `json:"unknownReservationIds,omitempty"` // asked for, but there is no such row
+	Paused    *postgres.Pause     `json:"paused,omitempty"`                // nothing new was decided
 	Counts    map[string]int      `json:"counts"`
 	Failures  []event.PartFailure `json:"failures,omitempty"`
 	Brake     *Brake              `json:"brake,omitempty"`

@@ -24,6 +24,7 @@ type Store interface {
 	Observe(ctx context.Context) (postgres.Observation, error)
 	BeginSweep(ctx context.Context, sweepID uuid.UUID, trigger, holder string, ttl time.Duration) (postgres.SweepLease, postgres.Observation, bool, error)
 	RenewSweep(ctx context.Context, lease postgres.SweepLease, ttl time.Duration) error
+	UnknownReservations(ctx context.Context, ids []string) ([]string, error)
 	FinishSweep(ctx context.Context, lease postgres.SweepLease, end postgres.SweepEnd) (time.Time, error)
 
 	telemetryStore
@@ -144,6 +145,11 @@ func (s *Sweeper) Sweep(ctx context.Context, trigger string, req event.SweepRequ
 		return r, nil
 	}
 	r.StartedAt, r.Paused = seen.Now, seen.Pause
+	if len(req.ReservationIDs) > 0 {
+		if r.Unknown, err = s.store.UnknownReservations(ctx, req.ReservationIDs); err != nil { // it decides nothing
+			s.opts.Log.WarnContext(ctx, "cannot tell which of the reservations asked for are unknown", "error", err)
+		}
+	}
 	p := s.newPass(lease, seen, req.ReservationIDs)
 	held, stop := ctx, func() {}
 	if !req.DryRun {

@@ -206,3 +206,15 @@ func TestASweepThatCannotBeginSaysSo(t *testing.T) {
 	require.ErrorContains(t, err, "begin a sweep")
 	require.Equal(t, "-infinity", w.text("select expires_at::text from expiry.sweep_lease"), "all or nothing")
 }
+
+func TestReservationsThatAreAskedForAndUnknownAreNamed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.insert(row{"reservation_id": "'known'", "expires_at": ahead(time.Hour)})
+	for _, dryRun := range []bool{true, false} {
+		r, err := w.sweeper().Sweep(t.Context(), "test", event.SweepRequest{DryRun: dryRun, ReservationIDs: []string{"KNOWN", "known", "other", "other"}})
+		require.NoError(t, err)
+		require.Equal(t, Completed, r.Outcome)
+		require.Equal(t, []string{"KNOWN", "other"}, r.Unknown)
+	}
+}
