@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -16,6 +17,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/reservation"
 	"gpudev.internal/reservation-expiry/internal/sweep"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
@@ -34,6 +36,7 @@ type followUps interface {
 type store interface {
 	// EnsureCleanup makes the cleanup of an ended reservation due if the rows want one and none was ever asked for.
 	EnsureCleanup(ctx context.Context, reservationID string) (bool, error)
+	Reservation(ctx context.Context, id string) (r reservation.Reservation, found bool, err error)
 	StoreDeadLetter(ctx context.Context, d postgres.DeadLetter) (int64, error)
 }
 
@@ -226,6 +229,7 @@ func (h *handler) announced(ctx context.Context, err error) {
 type followUpResult struct {
 	followup.Report
 	Again string `json:"again,omitempty"` // in how long it is looked at again
+	Why   string `json:"why,omitempty"`   // nothing was done
 }
 
 var errHandedBack = &unavailable{reason: "interrupted: it is due as before", after: time.Second}
@@ -263,11 +267,36 @@ func (h *handler) followUp(ctx context.Context, t *taken) (any, error) {
 	if err := h.sendDue(ctx); err != nil {
 		h.log.WarnContext(ctx, "follow-ups could not be sent and stay due", "error", err)
 	}
-	result := followUpResult{Report: report}
+	result := followUpResult{Report: report, Why: h.whyNothing(ctx, report)}
 	if report.Next > 0 {
 		result.Again = report.Next.Round(time.Second).String()
 	}
 	return result, nil
+}
+
+// whyNothing says for people why a follow-up found nothing to do.
+func (h *handler) whyNothing(ctx context.Context, report followup.Report) string {
+	switch report.State {
+	case followup.StateHeld:
+		return "another delivery is at it"
+	case followup.StateNotDue:
+		return "it waits for its next try: explain says when that is"
+	case followup.StateAbsent:
+	default:
+		return ""
+	}
+	if report.Kind != postgres.Cleanup {
+		return "no sweep has asked for it"
+	}
+	switch r, found, err := h.store.Reservation(ctx, report.Key); {
+	case err != nil: // it was there a moment ago
+		h.log.WarnContext(ctx, "cannot tell why a cleanup was not asked for", "error", err)
+		return "no sweep has asked for it"
+	case !found:
+		return "there is no such reservation"
+	default:
+		return fmt.Sprintf("the reservation is %s: nothing is to be cleaned up", r.Status)
+	}
 }
 
 // dataOf returns JSON data that is as its type's schema wants it. No data is an empty object.

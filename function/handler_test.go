@@ -400,3 +400,28 @@ func TestEveryLineAboutADeliverySaysOfWhich(t *testing.T) {
 type noLives struct{}
 
 func (noLives) Write(context.Context, ...string) (int, error) { return 0, errors.New("no collector") }
+
+func TestAPersonIsToldWhyNothingWasDone(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		id    string
+		state followup.State
+		why   string
+	}{
+		"live":    {"live", followup.StateAbsent, `"why":"the reservation is active: nothing is to be cleaned up"`},
+		"unknown": {"r1", followup.StateAbsent, `"why":"there is no such reservation"`},
+		"held":    {"r1", followup.StateHeld, `"why":"another delivery is at it"`},
+		"not due": {"r1", followup.StateNotDue, `"why":"it waits for its next try`},
+		"already": {"r1", followup.StateAlready, `"state":"already done"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t)
+			d.run = func(_ context.Context, kind postgres.FollowUpKind, key string) (followup.Report, error) {
+				return followup.Report{Kind: kind, Key: key, State: c.state}, nil
+			}
+			response := d.post(t, "/", binary(event.CleanupRequested, "Accept: application/json"), `{"reservationId":"`+c.id+`"}`)
+			require.Contains(t, text(t, response), c.why)
+		})
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/reservation"
 	"gpudev.internal/reservation-expiry/internal/sweep"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
@@ -58,6 +59,10 @@ func (d *desk) Run(ctx context.Context, kind postgres.FollowUpKind, key string) 
 func (d *desk) EnsureCleanup(_ context.Context, reservationID string) (bool, error) {
 	d.called("ensure " + reservationID)
 	return d.ensure(reservationID)
+}
+
+func (d *desk) Reservation(_ context.Context, id string) (reservation.Reservation, bool, error) {
+	return reservation.Reservation{ID: id, Status: reservation.Active}, id == "live", nil
 }
 
 func (d *desk) StoreDeadLetter(_ context.Context, letter postgres.DeadLetter) (int64, error) {
