@@ -7,5 +7,5 @@ SIMULATION := STACK_DIR=$(CURDIR)/.stack-simulation STACK_WITHOUT="pgbouncer kub
 simulate: ## Break everything at once, by seeds: SEED=n replays one, SEEDS=n runs so many, SIM_LONG=1 a million
 	@$(SIMULATION) $(STACK) up
 	$(SIMULATION) go test ./internal/simulation -count=1 -timeout 0 -v -run '^TestSimulation$$' \
-	  $(if $(SEED),-seed $(SEED),-seeds $(SEEDS) -from $(or $(FROM),1) -workers $$(($$(nproc) * 3 / 2))); code=$$?; \
+	  $(if $(SEED),-seed $(SEED),-seeds $(SEEDS) -from $(or $(FROM),1) -workers $$(nproc)); code=$$?; \
 	$(SIMULATION) $(STACK) down; exit $$code

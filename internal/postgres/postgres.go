@@ -26,9 +26,9 @@ type DB struct {
 type Options struct {
 	MaxConns int32           // 0: 16
 	Tracer   pgx.QueryTracer // nil: none
-	// Prepare keeps prepared statements, which PgBouncer in transaction mode does not: for simulations, whose database
-	// would spend its time planning the same statements.
-	Prepare bool
+	// Configure has the last word: for simulations, which keep prepared statements, as PgBouncer in transaction mode
+	// does not, lest their database spend its time planning the same ones. nil: none.
+	Configure func(*pgxpool.Config)
 }
 
 // statementTimeout bounds every statement on the client's side, where PgBouncer would swallow a SET.
@@ -41,9 +41,6 @@ func Open(ctx context.Context, url string, opts Options) (*DB, error) {
 		return nil, errors.New("parse the database URL: malformed") // pgx's own message may quote the password
 	}
 	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // no prepared statements: works behind PgBouncer
-	if opts.Prepare {
-		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
-	}
 	config.ConnConfig.ConnectTimeout = 5 * time.Second
 	config.ConnConfig.Tracer = opts.Tracer
 	config.MaxConns = 16
@@ -51,6 +48,9 @@ func Open(ctx context.Context, url string, opts Options) (*DB, error) {
 		config.MaxConns = opts.MaxConns
 	}
 	config.MinConns = 0
+	if opts.Configure != nil {
+		opts.Configure(config)
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("open the database pool: %w", err)

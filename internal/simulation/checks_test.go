@@ -140,6 +140,16 @@ func parseRow(text *string) *row {
 // step looks at everything that was committed since the last one. Rows that one statement changed come by id: PostgreSQL
 // takes them in the order of whatever plan it chose.
 func (c *checks) step() {
+	wrote := c.w.data.dirty
+	c.w.data.dirty = writing{}
+	if wrote.rows {
+		c.changes()
+	}
+	c.w.service.poll(wrote.followUps)
+}
+
+// changes looks at what rows were changed.
+func (c *checks) changes() {
 	changes := read[change](c.w.data, `
 		select n, at, nullif(who, ''), what, id, old_row::text, new_row::text from sim.audit where n > $1 order by at, what, id, n`, c.seen)
 	for _, ch := range changes {
@@ -156,7 +166,6 @@ func (c *checks) step() {
 			c.diskChanged(ch, before, after, service)
 		}
 	}
-	c.w.service.poll()
 }
 
 // ended judges a change of a reservation's by the service.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -26,13 +27,17 @@ type database struct {
 	tidy  string    // takes away what is left of the rows
 	world *world    // the present seed's
 
-	told   time.Time // what the database takes for now
-	inside bool      // a statement of the simulation's own
-	worlds int       // so far
+	clock  time.Time             // what the database is to take for now
+	told   time.Time             // what it does take for now
+	inside bool                  // a statement of the simulation's own
+	wrote  map[*pgx.Conn]writing // in a transaction that is open
+	now    writing               // by the statement that runs
+	dirty  writing               // and committed, and the checks have not seen it
+	worlds int                   // so far
 }
 
-// tidyEvery is after how many worlds their dead rows go. Each time all plans are made anew, which takes as long as a world.
-const tidyEvery = 50
+// tidyEvery is after how many worlds their dead rows go. Each time all plans are made anew.
+const tidyEvery = 25
 
 const simSchema = `
 create schema sim;
@@ -82,7 +87,7 @@ func newDatabase(t testing.TB) *database {
 		require.NoError(t, server.Close(ctx))
 	})
 	super.Path = "/" + name
-	d := &database{t: t, url: super.String()}
+	d := &database{t: t, url: super.String(), wrote: map[*pgx.Conn]writing{}}
 	if bySocket := d.bySocket(super, socket); bySocket != "" {
 		d.url = bySocket
 	}
@@ -91,7 +96,7 @@ func newDatabase(t testing.TB) *database {
 	d.run(setup, simSchema)
 	for _, setting := range []string{
 		"search_path = public, sim, pg_catalog", "jit = off", "plan_cache_mode = force_generic_plan",
-		"lock_timeout = '20ms'", "timezone = 'UTC'",
+		"lock_timeout = '20ms'", "timezone = 'UTC'", "track_activities = off", "track_counts = off", "update_process_title = off",
 	} {
 		d.run(setup, "alter database "+name+" set "+setting)
 	}
@@ -99,7 +104,7 @@ func newDatabase(t testing.TB) *database {
 	require.NoError(t, postgres.MigratePlatformTables(ctx, d.url))
 	require.NoError(t, postgres.Migrate(ctx, d.url))
 	d.users, d.broom = d.connect(), d.connect()
-	d.run(d.users, simTriggers+"set sim.who = 'user'; set statement_timeout = '10s'")
+	d.run(d.users, simTriggers+"set sim.who = 'user'")
 	var tables []string
 	sweep := ""
 	for _, table := range column[string](d, `
@@ -115,7 +120,11 @@ func newDatabase(t testing.TB) *database {
 		perform setval('sim.ids', 1, false);
 	end $$`)
 	d.tidy = "vacuum " + strings.Join(tables, ", ")
-	d.db, err = postgres.Open(ctx, d.url, postgres.Options{Tracer: d, Prepare: true, MaxConns: 8})
+	d.db, err = postgres.Open(ctx, d.url, postgres.Options{Tracer: d, MaxConns: 8, Configure: func(c *pgxpool.Config) {
+		c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+		c.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false } // how long one took is no part of a history
+		d.dial(c.ConnConfig)
+	}})
 	require.NoError(t, err)
 	t.Cleanup(d.db.Close)
 	return d
@@ -123,7 +132,10 @@ func newDatabase(t testing.TB) *database {
 
 func (d *database) connect() *pgx.Conn {
 	d.t.Helper()
-	conn, err := pgx.Connect(context.Background(), d.url)
+	config, err := pgx.ParseConfig(d.url)
+	require.NoError(d.t, err)
+	d.dial(config)
+	conn, err := pgx.ConnectConfig(context.Background(), config)
 	require.NoError(d.t, err)
 	d.t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
@@ -161,14 +173,10 @@ func (d *database) begin(w *world) {
 	}
 }
 
-// tell lets the database know the time.
+// tell has the next statement let the database know the time.
 func (d *database) tell() {
-	if d.world == nil || d.told.Equal(d.world.now()) {
-		return
-	}
-	d.told = d.world.now()
-	if _, err := d.users.Exec(context.Background(), "select setval('sim.clock', $1)", d.told.UnixMicro()); err != nil {
-		d.amiss(fmt.Errorf("set the clock: %w", err))
+	if d.world != nil {
+		d.clock = d.world.now()
 	}
 }
 
@@ -194,6 +202,7 @@ func (d *database) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx
 	if !p.dead {
 		d.tell()
 	}
+	d.now = writingOf(data.SQL, word)
 	switch word {
 	case "begin":
 		if verdict == passes {
@@ -205,7 +214,7 @@ func (d *database) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx
 	if verdict == passes {
 		return ctx
 	}
-	d.inside = true
+	d.inside, d.dirty = true, writing{true, true}
 	defer func() { d.inside = false }()
 	switch {
 	case word == "commit" && verdict == failsAfter:
@@ -222,8 +231,31 @@ func (d *database) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx
 	return over
 }
 
-// TraceQueryEnd is part of pgx.QueryTracer.
-func (d *database) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+// TraceQueryEnd is called after each statement of the service's.
+func (d *database) TraceQueryEnd(_ context.Context, conn *pgx.Conn, data pgx.TraceQueryEndData) {
+	switch {
+	case data.CommandTag.String() == "COMMIT":
+		d.dirty.add(d.wrote[conn])
+	case data.CommandTag.RowsAffected() > 0 && conn.PgConn().TxStatus() == 'I':
+		d.dirty.add(d.now)
+	case data.CommandTag.RowsAffected() > 0:
+		wrote := d.wrote[conn]
+		wrote.add(d.now)
+		d.wrote[conn] = wrote
+	}
+}
+
+// writing is what a statement may have changed, by what it speaks of.
+type writing struct{ rows, followUps bool }
+
+func writingOf(sql, word string) writing {
+	if word == "select" {
+		return writing{}
+	}
+	return writing{strings.Contains(sql, "reservations") || strings.Contains(sql, "disks"), strings.Contains(sql, "follow_ups")}
+}
+
+func (w *writing) add(o writing) { w.rows, w.followUps = w.rows || o.rows, w.followUps || o.followUps }
 
 // read runs a query of the simulation's own and collects the rows that it returns.
 func read[T any](d *database, query string, args ...any) []T {
@@ -265,6 +297,7 @@ func (d *database) platform(statements ...statement) bool {
 	for _, s := range statements {
 		batch.Queue(s.sql, s.args...)
 	}
+	d.dirty.rows = true
 	err := d.users.SendBatch(context.Background(), batch).Close()
 	if err != nil && strings.Contains(err.Error(), "55P03") {
 		return false

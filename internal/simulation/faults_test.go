@@ -40,8 +40,8 @@ func newFaults(w *world) *faults {
 	for _, service := range []string{kubernetes, ec2, network, sql} {
 		f.perCall[service] = pick(w, 0, 0, 300, 100, 40, 15)
 		if w.oneIn(6) {
-			from := w.now().Add(w.between(0, 16*time.Minute))
-			f.outages[service] = outage{from, from.Add(w.between(time.Minute, 12*time.Minute))}
+			from := w.now().Add(w.between(0, 12*time.Minute))
+			f.outages[service] = outage{from, from.Add(w.between(time.Minute, 9*time.Minute))}
 		}
 	}
 	f.perCall[sql] *= 4 // there are many statements

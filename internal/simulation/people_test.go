@@ -81,13 +81,13 @@ func (p *people) settleIn(w *world) {
 		p.broken(w)
 	}
 	for range w.rand.IntN(7) {
-		w.in(w.between(0, 25*time.Minute), "people", func() { p.act(w) })
+		w.in(w.between(0, 18*time.Minute), "people", func() { p.act(w) })
 	}
 	if w.oneIn(10) {
-		p.awayTil = w.now().Add(w.between(5*time.Minute, 25*time.Minute))
+		p.awayTil = w.now().Add(w.between(3*time.Minute, 18*time.Minute))
 	}
 	if w.oneIn(10) {
-		p.otherTo = w.now().Add(w.between(5*time.Minute, 25*time.Minute))
+		p.otherTo = w.now().Add(w.between(3*time.Minute, 18*time.Minute))
 	}
 }
 

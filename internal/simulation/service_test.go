@@ -39,7 +39,8 @@ type service struct {
 	announcer  *dispatch.Announcer
 	own        bool // it is its own sink: rows are sent as they become due
 	polling    bool
-	begun      int // processes
+	due        *time.Time // of the row that comes next
+	begun      int        // processes
 }
 
 func newService(w *world) *service {
@@ -154,18 +155,20 @@ func (s *service) deliver(p *process, e ce.Event) error {
 	return nil
 }
 
-// poll sends what has become due, where the service is its own sink.
-func (s *service) poll() {
-	if !s.own || s.polling {
+// poll sends what has become due, where the service is its own sink. again says that this may have changed.
+func (s *service) poll(again bool) {
+	if !s.own {
 		return
 	}
-	due := column[*time.Time](s.w.data, `
-		select min(greatest(due_at, ask_again_at, lease_expires_at)) from expiry.follow_ups where state = 'due'`)
-	if due[0] == nil || due[0].Sub(s.w.now()) > tickEvery {
+	if again {
+		s.due = column[*time.Time](s.w.data, `
+			select min(greatest(due_at, ask_again_at, lease_expires_at)) from expiry.follow_ups where state = 'due'`)[0]
+	}
+	if s.due == nil || s.polling || s.due.Sub(s.w.now()) > tickEvery {
 		return
 	}
 	s.polling = true
-	s.w.in(max(due[0].Sub(s.w.now()), 250*time.Millisecond), "poll", func() {
+	s.w.in(max(s.due.Sub(s.w.now()), 250*time.Millisecond), "poll", func() {
 		s.polling = false
 		p := s.process("dispatcher")
 		defer p.stop()

@@ -54,7 +54,7 @@ func TestSimulation(t *testing.T) {
 	if *seedsFlag > 0 {
 		defer tally.show(os.Stdout)()
 		// Most of the work is PostgreSQL's. With more at hand the runtime looks for work more often than it has any.
-		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(1, *workersFlag/3)))
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(1, *workersFlag/2)))
 		defer debug.SetGCPercent(debug.SetGCPercent(400))
 	}
 	var all sync.WaitGroup

@@ -116,7 +116,7 @@ const tickEvery = 5 * time.Minute
 func (w *world) live() {
 	w.people.settleIn(w)
 	w.checks.step()
-	trouble := w.now().Add(w.between(8*time.Minute, 25*time.Minute))
+	trouble := w.now().Add(w.between(6*time.Minute, 18*time.Minute))
 	w.in(0, "tick", w.tick)
 	for w.next(trouble) {
 	}

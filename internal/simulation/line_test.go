@@ -1,0 +1,149 @@
+package simulation
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// line is a connection to the database that saves ways: the time that the database is to take for now, and a begin, go
+// along with the statement that comes next. Their answers are dropped, and a begin is answered at once.
+type line struct {
+	net.Conn
+	d *database
+
+	mu       sync.Mutex
+	reading  bool
+	prepared bool   // what is sent by the line itself
+	held     bool   // a begin
+	drop     int    // so many answers,
+	until    byte   // which end with this message
+	in, out  []byte // what came while some are to be dropped, and what of it is to be handed on
+}
+
+// dial has a connection's configuration make lines.
+func (d *database) dial(config *pgx.ConnConfig) {
+	dial := config.DialFunc
+	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &line{Conn: conn, d: d}, nil
+	}
+}
+
+var (
+	begin = encode(&pgproto3.Query{String: "begin"})
+	begun = encode(&pgproto3.CommandComplete{CommandTag: []byte("BEGIN")}, &pgproto3.ReadyForQuery{TxStatus: 'T'})
+)
+
+func encode(messages ...interface {
+	Encode(dst []byte) ([]byte, error)
+}) (all []byte) {
+	for _, m := range messages {
+		all, _ = m.Encode(all) // what fails is a message of over a gigabyte
+	}
+	return all
+}
+
+// Write sends with a statement what has to come before it.
+func (l *line) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	if slices.Equal(b, begin) && !l.reading {
+		l.held, l.out = true, append(l.out, begun...)
+		l.mu.Unlock()
+		return len(b), nil
+	}
+	var first []byte
+	if strings.IndexByte("BPQ", b[0]) >= 0 && (l.held || !l.d.clock.Equal(l.d.told)) {
+		first = l.before(b[0] == 'Q')
+	}
+	l.mu.Unlock()
+	if first == nil {
+		return l.Conn.Write(b)
+	}
+	n, err := l.Conn.Write(append(first, b...))
+	return max(0, n-len(first)), err
+}
+
+// before is a begin that was held back, and what sets the database's clock. Before a statement of the simple protocol it
+// has to be closed by a Sync, which costs an answer.
+func (l *line) before(simple bool) (first []byte) {
+	if !l.prepared {
+		first = encode(&pgproto3.Parse{Name: "begin", Query: "begin"},
+			&pgproto3.Parse{Name: "clock", Query: "select setval('sim.clock', $1)", ParameterOIDs: []uint32{pgtype.Int8OID}})
+		l.prepared = true
+	}
+	l.drop, l.until = 0, 'C'
+	if l.held {
+		first = append(first, encode(&pgproto3.Bind{PreparedStatement: "begin"}, &pgproto3.Execute{})...)
+		l.held = false
+		l.drop++
+	}
+	if !l.d.clock.Equal(l.d.told) {
+		micros := binary.BigEndian.AppendUint64(nil, uint64(l.d.clock.UnixMicro()))
+		first = append(first, encode(&pgproto3.Bind{PreparedStatement: "clock", ParameterFormatCodes: []int16{1}, Parameters: [][]byte{micros}}, &pgproto3.Execute{})...)
+		l.d.told = l.d.clock
+		l.drop++
+	}
+	if simple {
+		first = append(first, encode(&pgproto3.Sync{})...)
+		l.drop, l.until = 1, 'Z'
+	}
+	return first
+}
+
+// Read hands on what is not dropped.
+func (l *line) Read(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.out) == 0 {
+		l.reading = true
+		l.mu.Unlock()
+		n, err := l.Conn.Read(b)
+		l.mu.Lock()
+		l.reading = false
+		if l.drop == 0 || err != nil {
+			return n, err
+		}
+		l.in = append(l.in, b[:n]...)
+		l.sift()
+	}
+	n := copy(b, l.out)
+	l.out = l.out[n:]
+	return n, nil
+}
+
+// sift drops answers from what has come in, and lets what comes after them out.
+func (l *line) sift() {
+	const head = 5 // a message's kind and length
+	for l.drop > 0 && len(l.in) >= head {
+		kind, size := l.in[0], 1+int(binary.BigEndian.Uint32(l.in[1:]))
+		if len(l.in) < size {
+			return
+		}
+		if kind == 'E' { // a transaction that has failed: the database has not heard of the time
+			l.d.told = time.Time{}
+			if l.until == 'C' { // nor of the statement: it is the answer to that
+				l.drop = 0
+				break
+			}
+		}
+		if kind == l.until {
+			l.drop--
+		}
+		l.in = l.in[size:]
+	}
+	if l.drop == 0 {
+		l.out, l.in = l.in, nil
+	}
+}
