@@ -246,9 +246,14 @@ func whole(t *testing.T, spans map[string][]jaeger.Span) {
 	below(cleanup, snapshot, held)
 	require.Greater(t, snapshot.Duration, 39*time.Minute)
 	require.False(t, held.End().Before(snapshot.End()), "the disk is held until its snapshot has completed")
+	below(cleanup, spans["cleanup"]...)
+	below(cleanup, spans["snapshot.sync"]...)
 	for _, step := range postgres.Steps() {
-		below(cleanup, the("step "+string(step)+"!"))
+		lasted := the("step " + string(step) + "!")
+		below(cleanup, lasted)
+		below(lasted, spans[string(step)]...)
 	}
+	require.NotEmpty(t, spans["disk"], "attempts at what outlasted the killed process")
 	inOrder := []postgres.Step{postgres.StepIdentify, postgres.StepNotice, postgres.StepListing, postgres.StepRetain,
 		postgres.StepServices, postgres.StepPod, postgres.StepDisk} // DNS and load balancer wait for nothing but the first
 	for i, next := range inOrder[1:] {
@@ -319,6 +324,7 @@ func searchable(t *testing.T, d *day, life jaeger.Trace) {
 		require.Equal(t, "h100", s.Attributes["gpu.type"], s.Name)
 		require.NotEmpty(t, s.Attributes["reservation.status"], s.Name)
 		require.NotEmpty(t, s.Attributes["reservation.outcome"], s.Name)
+		require.Equal(t, s.Attributes["otel.status_code"] == "ERROR", s.Attributes["reservation.outcome"] == "error", s.Name)
 		switch s.Name {
 		case "warning", "snapshot.sync":
 			require.Equal(t, "pubsub", s.Attributes["faas.trigger"])
@@ -327,10 +333,14 @@ func searchable(t *testing.T, d *day, life jaeger.Trace) {
 			require.Equal(t, "timer", s.Attributes["faas.trigger"])
 			require.Equal(t, event.Ping, s.Attributes["cloudevents.event_type"])
 		}
-		if s.Name == "warning" || s.Name == "expire" {
+		switch s.Name {
+		case "pod", "step pod", "warning", "expire":
 			require.Equal(t, d.podName, s.Attributes["k8s.pod.name"], s.Name)
 			require.Equal(t, d.cluster.Namespace, s.Attributes["k8s.namespace.name"], s.Name)
 			require.NotEmpty(t, s.Attributes["k8s.pod.uid"], s.Name)
+		case "disk", "step disk", "disk held":
+			require.Equal(t, d.volume, s.Attributes["aws.ebs.volume_id"], s.Name)
+			require.Equal(t, "work", s.Attributes["disk.name"], s.Name)
 		}
 	}
 }

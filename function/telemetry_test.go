@@ -91,6 +91,7 @@ func TestASweepsSpansAreSentWhileItsFollowUpsAre(t *testing.T) {
 	require.Equal(t, "sweep", got[0].Name)
 	require.Equal(t, "send", got[1].Name)
 	require.Equal(t, got[0].SpanContext.SpanID(), got[1].Parent.SpanID())
+	require.Contains(t, got[1].Attributes, telemetry.KeyDeliveryOutcome.String("sent"))
 }
 
 func TestAPostedDryRunChangesNothingThoughSomebodyCollectsTelemetry(t *testing.T) {

@@ -224,10 +224,7 @@ func (a *Action) Handle(ctx context.Context, f postgres.FollowUp) (result follow
 	}
 	d := &delivery{id: c.ReservationID, about: about(c, ""), steps: steps, record: c, read: a.opts.Now()}
 	endings := a.work(ctx, d)
-	if p := d.record; p.PodName != "" { // by now it is identified
-		span.Set(telemetry.Pod(p.Namespace, p.PodName, p.PodUID)...)
-	}
-	span.Set(telemetry.KeyVolumeID.String(d.record.VolumeID), telemetry.KeyDiskName.String(d.record.DiskName))
+	span.Set(d.subject(postgres.StepIdentify)...) // by now it is known
 	return a.conclude(ctx, f, d, endings)
 }
 

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
@@ -102,6 +104,7 @@ func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Durat
 		telemetry.KeyCleanupStep.String(string(s.name)), telemetry.KeyAttempt.Int(before.Attempts+1))
 	began := a.opts.Now()
 	r, err := a.run(stepCtx, d, s)
+	span.Set(d.subject(s.name)...)
 	outcome := cmp.Or(r.outcome, "recorded")
 	switch {
 	case err != nil:
@@ -122,6 +125,23 @@ func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Durat
 	span.End(outcome, err)
 	a.opts.Trace.Metrics.StepTried(ctx, string(s.name), outcome, a.opts.Now().Sub(began), before.Attempts+1, err == nil && again == 0)
 	return again, err
+}
+
+// subject says what a step was about, as far as it is known by then. The record is the compute track's.
+func (d *delivery) subject(s postgres.Step) []attribute.KeyValue {
+	c := &d.record
+	switch s {
+	case postgres.StepIdentify:
+		return append(telemetry.Pod(c.Namespace, c.PodName, c.PodUID), telemetry.Volume(c.VolumeID, c.DiskName)...)
+	case postgres.StepNotice, postgres.StepServices, postgres.StepPod:
+		return telemetry.Pod(c.Namespace, c.PodName, c.PodUID)
+	case postgres.StepListing:
+		return append(telemetry.Pod(c.Namespace, c.PodName, c.PodUID), telemetry.Object(c.ContentURL)...)
+	case postgres.StepRetain, postgres.StepDisk:
+		return telemetry.Volume(c.VolumeID, c.DiskName)
+	default: // of another track
+		return nil
+	}
 }
 
 func (a *Action) run(ctx context.Context, d *delivery, s step) (result, error) {

@@ -92,6 +92,10 @@ func TestTheSpansOfALifeAreNestedInOrderAndSearchable(t *testing.T) {
 	require.Equal(t, "released", root.Attributes["reservation.outcome"])
 	require.Equal(t, "its time was over", root.Attributes["reservation.reason"])
 	require.Equal(t, "gpu-dev-1", seen.Spans[byName["active"]].Attributes["k8s.pod.name"])
+	require.Equal(t, "gpu-dev-1", seen.Spans[byName["step pod"]].Attributes["k8s.pod.name"])
+	held := seen.Spans[byName["step disk"]].Attributes
+	require.Equal(t, "vol-0123456789abcdef0", held["aws.ebs.volume_id"])
+	require.Equal(t, "snap-"+id, held["aws.ebs.snapshot_id"])
 }
 
 func TestALifeWhoseRowIsDeletedWithoutACleanupEndsAsVanished(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/reservation"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
@@ -83,9 +85,7 @@ func (s *story) untilItEnded() {
 		r := s.phase(telemetry.PhaseActive, s.active, s.ended, s.endedAs())
 		if l.Cleanup != nil {
 			r.Attributes = append(r.Attributes, telemetry.KeyReservationReason.String(l.Cleanup.Reason))
-			if l.Cleanup.PodName != "" {
-				r.Attributes = append(r.Attributes, telemetry.Pod(cmp.Or(l.Cleanup.Namespace, l.NamespaceName), l.Cleanup.PodName, l.Cleanup.PodUID)...)
-			}
+			r.Attributes = append(r.Attributes, s.pod()...)
 		}
 	}
 }
@@ -116,6 +116,15 @@ func (s *story) cleanup() {
 		r := s.phase(telemetry.StepPhase(string(step.Step)), step.StartedAt, step.FinishedAt, step.Outcome)
 		r.Reservation.Phase = telemetry.PhaseCleanup
 		r.Attributes = append(r.Attributes, telemetry.KeyCleanupStep.String(string(step.Step)), telemetry.KeyAttempt.Int(step.Attempts+1))
+		switch step.Step {
+		case postgres.StepPod:
+			r.Attributes = append(r.Attributes, s.pod()...)
+		case postgres.StepDisk:
+			r.Attributes = append(r.Attributes, telemetry.Volume(c.VolumeID, c.DiskName)...)
+			if len(c.Snapshots) > 0 {
+				r.Attributes = append(r.Attributes, telemetry.KeySnapshotID.String(c.Snapshots[len(c.Snapshots)-1].SnapshotID))
+			}
+		}
 	}
 	if c.SettledAt.IsZero() {
 		return
@@ -124,7 +133,7 @@ func (s *story) cleanup() {
 	if c.VolumeID != "" {
 		r := s.phase(telemetry.PhaseDiskHeld, s.ended, cmp.Or(c.DiskReleased, c.SettledAt), c.Outcome)
 		r.Reservation.Phase = telemetry.PhaseCleanup
-		r.Attributes = append(r.Attributes, telemetry.KeyDiskName.String(c.DiskName), telemetry.KeyVolumeID.String(c.VolumeID))
+		r.Attributes = append(r.Attributes, telemetry.Volume(c.VolumeID, c.DiskName)...)
 	}
 	s.snapshot(c)
 	root := s.phase("", s.created, c.SettledAt, c.Outcome)
@@ -147,11 +156,17 @@ func (s *story) snapshot(c *postgres.LifecycleCleanup) {
 	}
 	r := s.phase(telemetry.PhaseSnapshot, c.Snapshots[0].IntendedAt, end, string(last.State))
 	r.Reservation.Phase = telemetry.PhaseCleanup
-	r.Attributes = append(r.Attributes, telemetry.KeyDiskName.String(c.DiskName), telemetry.KeyVolumeID.String(c.VolumeID),
+	r.Attributes = append(telemetry.Volume(c.VolumeID, c.DiskName),
 		telemetry.KeySnapshotID.String(last.SnapshotID), telemetry.KeyAttempt.Int(len(c.Snapshots)))
 	if last.State == postgres.SnapshotError || last.State == postgres.SnapshotAbandoned {
 		r.Error = cmp.Or(last.Detail, string(last.State))
 	}
+}
+
+// pod is the pod that the cleanup found to be the reservation's.
+func (s *story) pod() []attribute.KeyValue {
+	c := s.life.Cleanup
+	return telemetry.Pod(cmp.Or(c.Namespace, s.life.NamespaceName), c.PodName, c.PodUID)
 }
 
 // phase adds a span below the root, or with no name the root itself.

@@ -48,9 +48,7 @@ func (s *Sweeper) trace(ctx context.Context, pt part, decisions []Decision) {
 	for _, d := range ended {
 		p := profiles[d.ReservationID]
 		attrs := []attribute.KeyValue{telemetry.KeyReservationReason.String(d.Reason), attribute.String("sweep.part", pt.name)}
-		if p.PodName != "" {
-			attrs = append(attrs, telemetry.Pod(p.Namespace, p.PodName, p.PodUID)...)
-		}
+		attrs = append(attrs, telemetry.Pod(p.Namespace, p.PodName, p.PodUID)...)
 		_, mark := s.opts.Trace.StartAction(ctx, string(d.Action), telemetry.Reservation{
 			ID: d.ReservationID, UserID: p.UserID, GPUType: p.GPUType, Status: string(d.to()), Deadline: p.Deadline,
 		}, attrs...)

@@ -1,6 +1,8 @@
 package telemetry
 
 import (
+	"strings"
+
 	"github.com/cloudevents/sdk-go/v2/event"
 	"go.opentelemetry.io/otel/attribute"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
@@ -29,10 +31,6 @@ const (
 	KeyPodUID        = semconv.K8SPodUIDKey
 	KeyNamespace     = semconv.K8SNamespaceNameKey
 	KeyContainerName = semconv.K8SContainerNameKey
-	KeyServiceName   = semconv.K8SServiceNameKey
-	KeyNodeName      = semconv.K8SNodeNameKey
-	KeyBucket        = semconv.AWSS3BucketKey
-	KeyObject        = semconv.AWSS3KeyKey
 	KeyUserID        = semconv.UserIDKey
 	KeyErrorType     = semconv.ErrorTypeKey
 )
@@ -70,11 +68,35 @@ func CloudEvent(e event.Event) []attribute.KeyValue {
 	return attrs
 }
 
-// Pod describes a pod; uid may be unknown.
+// Pod describes a pod; uid may be unknown. Without a name there is none.
 func Pod(namespace, name, uid string) []attribute.KeyValue {
+	if name == "" {
+		return nil
+	}
 	attrs := []attribute.KeyValue{semconv.K8SNamespaceName(namespace), semconv.K8SPodName(name)}
 	if uid != "" {
 		attrs = append(attrs, semconv.K8SPodUID(uid))
 	}
 	return attrs
+}
+
+// Volume describes a disk's volume; what is empty is not known.
+func Volume(id, diskName string) (attrs []attribute.KeyValue) {
+	if id != "" {
+		attrs = append(attrs, KeyVolumeID.String(id))
+	}
+	if diskName != "" {
+		attrs = append(attrs, KeyDiskName.String(diskName))
+	}
+	return attrs
+}
+
+// Object describes what is stored at s3://bucket/key; of any other address nothing.
+func Object(url string) []attribute.KeyValue {
+	rest, is := strings.CutPrefix(url, "s3://")
+	bucket, key, found := strings.Cut(rest, "/")
+	if !is || !found {
+		return nil
+	}
+	return []attribute.KeyValue{semconv.AWSS3Bucket(bucket), semconv.AWSS3Key(key)}
 }
