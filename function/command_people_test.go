@@ -26,6 +26,7 @@ func TestExplainTellsUnknownFromAmbiguous(t *testing.T) {
 	require.Equal(t, `reservation-expiry: "twin" may be any of twin-1, twin-2, twin-3, twin-4, twin-5, …: give more of the id`,
 		complaint(t, b.run(1, "explain", "twin")))
 	require.Regexp(t, `deadline +unknown: expires_at is NULL`, b.run(0, "explain", "twin-1").out)
+	require.Contains(t, b.run(0, "explain", "TWIN-1").out, "Reservation twin-1")
 	var view report.Explanation
 	require.NoError(t, json.Unmarshal([]byte(b.run(0, "explain", "twin-2", "-o", "json").out), &view))
 	require.Equal(t, "twin-2", view.ReservationID)

@@ -149,6 +149,9 @@ func unreachable(p config.Postgres, err error) error {
 func theOne(ctx context.Context, db *postgres.DB, meant string) (string, error) {
 	const most = 5
 	found, err := db.FindReservations(ctx, meant, most+1)
+	if err == nil && len(found) == 0 { // ids are in lower case in practice, and copied from where they may not be
+		found, err = db.FindReservations(ctx, strings.ToLower(meant), most+1)
+	}
 	switch {
 	case err != nil:
 		return "", err
