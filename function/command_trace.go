@@ -56,9 +56,9 @@ func drawTrace(ctx context.Context, sh shell, meant string, calls bool) error {
 	trace, err := client.Trace(ctx, telemetry.TraceID(id).String())
 	switch {
 	case fault.Is(err, fault.Gone):
-		return fmt.Errorf("jaeger has no trace of reservation %s: none was sent, it is forgotten already, or nothing has happened yet", id)
+		return fmt.Errorf("jaeger has no trace of reservation %s: none was sent, it is forgotten already, nothing has happened yet, or that is not its whole id", id)
 	case err != nil:
-		return err
+		return fmt.Errorf("cannot ask Jaeger (check JAEGER_QUERY_URL): %w", err)
 	}
 	if err := waterfall.Draw(sh.out, trace, waterfall.Options{Width: sh.screen.Width, Color: sh.screen.Color, Calls: calls}); err != nil {
 		return err
@@ -80,5 +80,9 @@ func meantReservation(ctx context.Context, sh shell, meant string) (string, erro
 		return "", err
 	}
 	defer db.Close()
-	return theOne(ctx, db, meant)
+	id, err := theOne(ctx, db, meant)
+	if fault.Is(err, fault.Gone) { // its row may be: Jaeger remembers longer
+		return meant, nil
+	}
+	return id, err
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"gpudev.internal/reservation-expiry/internal/config"
+	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/report"
 )
@@ -156,7 +157,7 @@ func theOne(ctx context.Context, db *postgres.DB, meant string) (string, error) 
 	case err != nil:
 		return "", err
 	case len(found) == 0:
-		return "", fmt.Errorf("there is no reservation %q: give its id, the beginning of it, or its pod's name", meant)
+		return "", fault.Errorf(fault.Gone, "there is no reservation %q: give its id, the beginning of it, or its pod's name", meant)
 	case len(found) > 1:
 		if len(found) > most {
 			found[most] = "…"

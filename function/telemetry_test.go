@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
@@ -112,4 +114,21 @@ func TestAPostedDryRunChangesNothingThoughSomebodyCollectsTelemetry(t *testing.T
 
 	require.Equal(t, http.StatusAccepted, p.post(t, "/", binary(event.SweepRequested), `{}`).StatusCode)
 	require.NotEqual(t, "0", b.text("select count(*)::text from expiry.traces"), "a sweep that is none does write them")
+}
+
+func TestTraceSaysWhatToDoWhereThereIsNothingToDraw(t *testing.T) {
+	t.Parallel()
+	const missing = "reservation-expiry: JAEGER_QUERY_URL is missing: the address of Jaeger's query service, such as http://jaeger-query:16686"
+	b := newBase(t)
+	require.Equal(t, missing, complaint(t, b.run(2, "trace", "nobody")))
+	plain := b.environ
+	b.environ = append(slices.Clip(plain), "JAEGER_QUERY_URL="+stacktest.Env(t, "JAEGER_QUERY_URL"))
+	for _, id := range []string{"5f0c2d1e-93b4-4b2b-8a57-6f3f6f0b2c11", "nobody"} { // of one whose row is gone the trace may still be there
+		require.Equal(t, "reservation-expiry: jaeger has no trace of reservation "+id+
+			": none was sent, it is forgotten already, nothing has happened yet, or that is not its whole id", complaint(t, b.run(1, "trace", id)))
+	}
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	b.environ = append(slices.Clip(plain), "JAEGER_QUERY_URL="+closed.URL)
+	require.Contains(t, complaint(t, b.run(1, "trace", "nobody")), "cannot ask Jaeger (check JAEGER_QUERY_URL): ")
 }
