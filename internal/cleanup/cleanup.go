@@ -151,7 +151,7 @@ func New(w World, o Options) *Action {
 		o.Now = time.Now
 	}
 	if o.Sleep == nil {
-		o.Sleep = sleep
+		o.Sleep = followup.Sleep
 	}
 	if o.Tracks == nil {
 		o.Tracks = sideBySide
@@ -163,17 +163,6 @@ func New(w World, o Options) *Action {
 		o.Trace = telemetry.Disabled()
 	}
 	return &Action{World: w, home: home.Guard{Store: w.Store, Cluster: w.Cluster, Identity: w.Identity}, opts: o}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // delivery is one go at a cleanup. What the compute track learns on its way is that track's alone.

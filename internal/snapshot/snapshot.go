@@ -17,6 +17,7 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/home"
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -107,7 +108,7 @@ func (o Options) withDefaults() Options {
 		o.Now = time.Now
 	}
 	if o.Sleep == nil {
-		o.Sleep = sleep
+		o.Sleep = followup.Sleep
 	}
 	if o.NewID == nil {
 		o.NewID = uuid.New

@@ -3,23 +3,11 @@ package snapshot
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 )
 
 // spare is how much of a delivery's time is left for what follows a wait.
 const spare = 35 * time.Second
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("interrupted: %w", context.Cause(ctx))
-	}
-}
 
 // until looks again and again, for at most patience, until look says true. An error of look is its result only if the
 // last look failed too: what fails for a moment is looked at again.
