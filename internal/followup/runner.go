@@ -1,6 +1,7 @@
 package followup
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -27,10 +28,23 @@ type Store interface {
 // Options tune a Runner. The zero value is right for production.
 type Options struct {
 	Lease    time.Duration    // 0: 2 minutes
-	Deadline time.Duration    // of one action; 0: 100 s. Shorter than Lease by more than any single outside call takes
+	Deadline time.Duration    // of one action; 0: the Limit of its kind
 	NewID    func() uuid.UUID // of leases; nil: random
 	Jitter   func() float64   // in [0, 1); nil: random
 	Log      *slog.Logger     // nil: slog.Default
+}
+
+// Limit is how long an action of a kind may take: shorter than the lease by more than any single outside call takes, and
+// than its Trigger's timeout (knative/base/triggers.yaml) by the time in which the result is recorded.
+func Limit(kind postgres.FollowUpKind) time.Duration {
+	switch kind {
+	case postgres.Cleanup, postgres.SnapshotSync: // they wait for the world for up to a minute
+		return 100 * time.Second
+	case postgres.AvailabilityUpdate: // one call
+		return 22 * time.Second
+	case postgres.Warning, postgres.Notice, postgres.SnapshotPurge:
+	}
+	return 50 * time.Second
 }
 
 // recordWithin bounds the writing of a result, which goes on while the process shuts down.
@@ -47,9 +61,6 @@ type Runner struct {
 func NewRunner(store Store, actions map[postgres.FollowUpKind]Action, opts Options) *Runner {
 	if opts.Lease == 0 {
 		opts.Lease = 2 * time.Minute
-	}
-	if opts.Deadline == 0 {
-		opts.Deadline = 100 * time.Second
 	}
 	if opts.NewID == nil {
 		opts.NewID = uuid.New
@@ -107,7 +118,7 @@ func (r *Runner) Run(ctx context.Context, kind postgres.FollowUpKind, key string
 		report.About = f.Subject
 	}
 	log := r.opts.Log.With("follow_up", kind, "key", key, "reservation_id", f.ReservationID)
-	work, cancel := context.WithTimeout(ctx, r.opts.Deadline)
+	work, cancel := context.WithTimeout(ctx, cmp.Or(r.opts.Deadline, Limit(kind)))
 	result, failure := r.handle(work, f)
 	cancel()
 

@@ -10,6 +10,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
 var brokers = []string{"knative/overlays/dev", "knative/overlays/production"}
@@ -25,11 +27,7 @@ func TestEachTypeThatTheServiceTakesHasATriggerAndNoFactHas(t *testing.T) {
 			t.Parallel()
 			var brought []string
 			for _, trigger := range ofKind(objects(t, build(t, overlay)), "Trigger") {
-				filters, _, _ := unstructured.NestedSlice(trigger.Object, "spec", "filters")
-				require.Len(t, filters, 1)
-				exact := filters[0].(map[string]any)["exact"].(map[string]any)
-				require.Len(t, exact, 1)
-				eventType := exact["type"].(string)
+				eventType := typeOf(t, trigger)
 				require.False(t, event.IsFact(eventType))
 				brought = append(brought, eventType)
 			}
@@ -38,19 +36,35 @@ func TestEachTypeThatTheServiceTakesHasATriggerAndNoFactHas(t *testing.T) {
 	}
 }
 
+// typeOf returns what a Trigger brings.
+func typeOf(t *testing.T, trigger *unstructured.Unstructured) string {
+	t.Helper()
+	filters, _, _ := unstructured.NestedSlice(trigger.Object, "spec", "filters")
+	require.Len(t, filters, 1)
+	exact := filters[0].(map[string]any)["exact"].(map[string]any)
+	require.Len(t, exact, 1)
+	return exact["type"].(string)
+}
+
+// takes is how long the service may take with an event: a follow-up its limit and 5 s to record how it ended, a sweep its
+// SWEEP_TIMEOUT and 20 s to send what it asks for.
+func takes(eventType string) time.Duration {
+	if kind, ok := event.KindOf(eventType); ok {
+		return followup.Limit(postgres.FollowUpKind(kind)) + 5*time.Second
+	}
+	return 80 * time.Second
+}
+
 func TestRetriesFitIntoTheTimeUntilTheSenderAsksAgain(t *testing.T) {
 	t.Parallel()
-	const (
-		asksAgain = 4 * time.Minute   // of follow-ups; the next tick comes after five
-		longest   = 100 * time.Second // a follow-up is cut off then
-	)
+	const asksAgain = 4 * time.Minute // of follow-ups; the next tick comes after five
 	for _, overlay := range brokers {
 		t.Run(overlay, func(t *testing.T) {
 			t.Parallel()
 			all := objects(t, build(t, overlay))
 			service := serving(t, all)
 			limit, _, _ := unstructured.NestedInt64(service.Object, "spec", "template", "spec", "timeoutSeconds")
-			require.Greater(t, time.Duration(limit)*time.Second, longest)
+			require.Greater(t, time.Duration(limit)*time.Second, takes(event.CleanupRequested))
 			for _, trigger := range ofKind(all, "Trigger") {
 				delivery, _, _ := unstructured.NestedMap(trigger.Object, "spec", "delivery")
 				require.Equal(t, "exponential", delivery["backoffPolicy"], trigger.GetName())
@@ -61,6 +75,7 @@ func TestRetriesFitIntoTheTimeUntilTheSenderAsksAgain(t *testing.T) {
 				require.Greater(t, waiting, 10*time.Second, "%s: a restart of the database outlasts it", trigger.GetName())
 				require.Less(t, waiting, asksAgain, trigger.GetName())
 				timeout := seconds(t, delivery["timeout"].(string))
+				require.Greater(t, timeout, takes(typeOf(t, trigger)), "%s: the Broker would retry, and give up, what goes well", trigger.GetName())
 				require.LessOrEqual(t, timeout, time.Duration(limit)*time.Second, trigger.GetName())
 				uri, _, _ := unstructured.NestedString(delivery, "deadLetterSink", "uri")
 				require.Equal(t, "/dead-letter", uri, trigger.GetName())
