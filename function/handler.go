@@ -75,9 +75,11 @@ type handler struct {
 type slots struct{ ticks, followUps, deadLetters chan struct{} }
 
 const (
-	ticksAtOnce       = 4 // all but one are skipped, in no time
-	followUpsAtOnce   = 8
-	deadLettersAtOnce = 8
+	ticksAtOnce = 4 // all but one are skipped, in no time
+	// No fewer than Knative lets in at a time (containerConcurrency): what is more waits there, and brings another
+	// instance. Refused here, it would cost the Trigger's retries, and the autoscaler would see nothing of it.
+	followUpsAtOnce   = 10
+	deadLettersAtOnce = 10
 )
 
 func newSlots() slots {

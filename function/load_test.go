@@ -8,6 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -50,6 +53,18 @@ func TestFullOfFollowUpsItStillTakesTicks(t *testing.T) {
 	wg.Wait()
 	go func() { <-inside }()
 	require.Equal(t, http.StatusAccepted, followUp().StatusCode, "there is room again")
+}
+
+func TestAsManyFollowUpsAreTakenAsKnativeLetsIn(t *testing.T) {
+	t.Parallel()
+	service, err := os.ReadFile("../knative/base/service.yaml")
+	require.NoError(t, err)
+	found := regexp.MustCompile(`containerConcurrency: (\d+)`).FindSubmatch(service)
+	require.NotNil(t, found)
+	letIn, err := strconv.Atoi(string(found[1]))
+	require.NoError(t, err)
+	require.LessOrEqual(t, letIn, followUpsAtOnce)
+	require.LessOrEqual(t, letIn, deadLettersAtOnce)
 }
 
 func TestATickTooManyIsSkippedAndFollowUpsAreStillTaken(t *testing.T) {
