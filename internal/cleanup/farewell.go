@@ -49,7 +49,7 @@ func (a *Action) finalNotice(ctx context.Context, d *delivery) (result, error) {
 	bounded, cancel := context.WithTimeout(ctx, noticeBudget)
 	defer cancel()
 	err = a.Cluster.WriteFile(bounded, p.Namespace, p.Name, pod.MainContainer, pod.File{
-		Dir: notice.Home, Name: notice.FinalFile, Content: notice.Final(row, ended, d.record.Reason), Replaces: notice.WarningPrefix})
+		Dir: notice.Home, Name: notice.FinalFile, Content: notice.Final(row, p.HasVolumes(), ended, d.record.Reason), Replaces: notice.WarningPrefix})
 	if err != nil && ctx.Err() == nil {
 		return finished(missing, err.Error())
 	}

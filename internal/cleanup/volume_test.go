@@ -170,6 +170,21 @@ func TestOfSeveralVolumesOfAPodTheOneWithTheHomeIsTheDisk(t *testing.T) {
 	}
 }
 
+func TestTheFinalNoticePromisesNothingOfVolumesThatNobodyNames(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "update reservations set ebs_volume_id = null, disk_name = null")
+	w.exec(t, "delete from disks")
+	p := w.pods[podKey]
+	p.HomeClaim = ""
+	w.pods[podKey] = p
+	w.tagged = []disk.Volume{{ID: volume}}
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Contains(t, w.files[podName+"/RESERVATION_ENDED.txt"], "perhaps what is on this server's volumes")
+}
+
 func TestTheVolumeWithTheHomeIsTheDiskThoughTheRowNamesAnother(t *testing.T) {
 	t.Parallel()
 	shelf := stacktest.NewShelf(t)

@@ -27,14 +27,13 @@ func WarningFile(level reservation.Level) string {
 	return fmt.Sprintf("%sEXPIRES_IN_%dMIN.txt", WarningPrefix, int(level))
 }
 
-// Warning says what ends and when, what will be lost and kept, and how to extend. deadline is the effective one; now is
-// when the file is written.
-func Warning(r reservation.Reservation, deadline, now time.Time) string {
+// Warning says what ends and when, what will be lost and kept, and how to extend. volumes tells whether the server's pod
+// has any; deadline is the effective one; now is when the file is written.
+func Warning(r reservation.Reservation, volumes bool, deadline, now time.Time) string {
 	left := remaining(deadline.Sub(now))
-	lost, kept := "running processes, all that is in GPU and main memory, and every file outside "+Home, keptDisk(r)
+	lost, kept := fate(r, volumes)
 	if !r.HasDisk() {
-		lost = "everything: running processes, all that is in memory, and every file, those in " + Home + " too"
-		kept = "nothing, for this reservation has no persistent disk: copy what you need elsewhere now"
+		kept += ": copy what you need elsewhere now"
 	}
 	return page("This server ends "+left,
 		"What ends", what(r),
@@ -70,12 +69,10 @@ func OOM(r reservation.Reservation, container string, at time.Time, count int) s
 	)
 }
 
-// Final is the last word, written before the server stops: what ended, when and why, what is lost and kept.
-func Final(r reservation.Reservation, endedAt time.Time, reason string) string {
-	lost, kept := "running processes, all that is in GPU and main memory, and every file outside "+Home, keptDisk(r)
-	if !r.HasDisk() {
-		lost, kept = "everything on this server", "nothing, for this reservation has no persistent disk"
-	}
+// Final is the last word, written before the server stops: what ended, when and why, what is lost and kept. volumes is
+// Warning's.
+func Final(r reservation.Reservation, volumes bool, endedAt time.Time, reason string) string {
+	lost, kept := fate(r, volumes)
 	why := clean(reason, 500)
 	if why == "" {
 		why = "not recorded"
@@ -105,12 +102,22 @@ func what(r reservation.Reservation) string {
 	return b.String()
 }
 
-func keptDisk(r reservation.Reservation) string {
-	disk := "your disk " + quoted(r.DiskName)
-	if r.DiskName == "" {
-		disk = "your disk"
+// fate says what is lost and what is kept. Of volumes that nothing names as the disk it promises nothing, either way.
+func fate(r reservation.Reservation, volumes bool) (lost, kept string) {
+	running := "running processes, all that is in GPU and main memory, and every file "
+	switch {
+	case r.HasDisk():
+		disk := "your disk " + quoted(r.DiskName)
+		if r.DiskName == "" {
+			disk = "your disk"
+		}
+		return running + "outside " + Home,
+			disk + " with all of " + Home + ": once the server has stopped it is saved as a snapshot, from which your next reservation with this disk starts"
+	case volumes:
+		return running + "that is not on a volume", "perhaps what is on this server's volumes, though none of them is known to be your disk"
 	}
-	return disk + " with all of " + Home + ": once the server has stopped it is saved as a snapshot, from which your next reservation with this disk starts"
+	return "everything: running processes, all that is in memory, and every file, those in " + Home + " too",
+		"nothing, for this reservation has no persistent disk"
 }
 
 // plainID matches ids that may be pasted into a shell.

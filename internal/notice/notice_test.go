@@ -36,14 +36,16 @@ var (
 func TestTextsReadAsTheyShould(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
-		"warning_disk":    Warning(withDisk, deadline, deadline.Add(-28*time.Minute-30*time.Second)),
-		"warning_no_disk": Warning(withoutDisk, deadline, deadline.Add(-5*time.Minute)),
-		"warning_node":    Warning(node, deadline, deadline.Add(-15*time.Minute)),
-		"warning_hostile": Warning(hostile, deadline, deadline.Add(-time.Second)),
+		"warning_disk":    Warning(withDisk, true, deadline, deadline.Add(-28*time.Minute-30*time.Second)),
+		"warning_no_disk": Warning(withoutDisk, false, deadline, deadline.Add(-5*time.Minute)),
+		"warning_volumes": Warning(withoutDisk, true, deadline, deadline.Add(-5*time.Minute)),
+		"warning_node":    Warning(node, true, deadline, deadline.Add(-15*time.Minute)),
+		"warning_hostile": Warning(hostile, true, deadline, deadline.Add(-time.Second)),
 		"oom_first":       OOM(withDisk, "gpu-dev", deadline.Add(-time.Hour), 1),
 		"oom_again":       OOM(withoutDisk, "jupyter\x00", time.Time{}, 3),
-		"final_disk":      Final(withDisk, deadline, "its time was up at 2026-03-01 12:28:00 UTC"),
-		"final_no_disk":   Final(withoutDisk, deadline, ""),
+		"final_disk":      Final(withDisk, true, deadline, "its time was up at 2026-03-01 12:28:00 UTC"),
+		"final_no_disk":   Final(withoutDisk, false, deadline, ""),
+		"final_volumes":   Final(withoutDisk, true, deadline, ""),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -90,11 +92,11 @@ func TestNoRowCanSpoilItsNotices(t *testing.T) {
 			ID: text.Draw(t, "id"), Name: text.Draw(t, "name"), GPUType: text.Draw(t, "type"), GPUCount: rapid.Int().Draw(t, "count"),
 			DiskName: text.Draw(t, "disk"), MasterID: text.Draw(t, "master"), NodeIndex: rapid.Int().Draw(t, "node"), TotalNodes: rapid.Int().Draw(t, "nodes"),
 		}
-		warning := Warning(r, deadline, deadline.Add(-time.Duration(rapid.IntRange(0, 3600).Draw(t, "left"))*time.Second))
+		warning := Warning(r, rapid.Bool().Draw(t, "volumes"), deadline, deadline.Add(-time.Duration(rapid.IntRange(0, 3600).Draw(t, "left"))*time.Second))
 		if strings.Count(warning, "2026-03-01 12:30:00 UTC") == 0 || !strings.Contains(warning, "\nTo extend:    gpu-dev edit ") {
 			t.Fatalf("the warning does not say when, or how to extend:\n%s", warning)
 		}
-		for _, notice := range []string{warning, OOM(r, r.Name, deadline, r.GPUCount), Final(r, deadline, r.Name)} {
+		for _, notice := range []string{warning, OOM(r, r.Name, deadline, r.GPUCount), Final(r, false, deadline, r.Name)} {
 			if len(notice) > 8192 || !utf8.ValidString(notice) || !strings.HasSuffix(notice, "\n") {
 				t.Fatalf("%d bytes, or not text:\n%q", len(notice), notice)
 			}

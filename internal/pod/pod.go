@@ -111,6 +111,9 @@ func (p Pod) Main() (Container, bool) {
 	return Container{}, false
 }
 
+// HasVolumes reports whether the pod mounts any volume that may outlast it.
+func (p Pod) HasVolumes() bool { return len(p.Claims)+len(p.VolumeIDs) > 0 }
+
 // maxReason keeps a reason to what fits a table's cell and a log line.
 const maxReason = 500
 

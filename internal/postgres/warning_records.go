@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,8 @@ import (
 	"gpudev.internal/reservation-expiry/internal/reservation"
 )
 
-// WarningSubject is the reservation that a warning or notice is about, as its row is now.
+// WarningSubject is the reservation that a warning or notice is about, as its row is now. Where that names no disk,
+// DiskName is of the one that it holds.
 type WarningSubject struct {
 	reservation.Reservation
 
@@ -54,19 +56,21 @@ type queryer interface {
 func readWarningSubject(ctx context.Context, q queryer, reservationID, lock string) (WarningSubject, bool, error) {
 	var s WarningSubject
 	var master reservation.Reservation
+	var held string
 	targets := append(reservationFields(&s.Reservation), reservationFields(&master)...)
 	err := q.QueryRow(ctx, `
-		select `+reservationColumns("r")+`, `+reservationColumns("m")+`, clock_timestamp()
+		select `+reservationColumns("r")+`, `+reservationColumns("m")+`, clock_timestamp(),
+		       coalesce((select min(d.disk_name) from disks d where d.reservation_id = r.reservation_id and d.in_use), '')
 		from reservations r
 		left join reservations m on m.reservation_id = r.master_reservation_id and m.reservation_id <> r.reservation_id
-		where r.reservation_id = $1 `+lock, reservationID).Scan(append(targets, &s.Now)...)
+		where r.reservation_id = $1 `+lock, reservationID).Scan(append(targets, &s.Now, &held)...)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return WarningSubject{}, false, nil
 	}
 	if err != nil {
 		return WarningSubject{}, false, fmt.Errorf("read reservation %s: %w", reservationID, err)
 	}
-	s.Now = s.Now.UTC()
+	s.DiskName, s.Now = cmp.Or(s.DiskName, held), s.Now.UTC()
 	var set *reservation.Reservation
 	if master.ID != "" {
 		set = &master

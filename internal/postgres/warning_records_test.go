@@ -43,6 +43,26 @@ func TestOfAReservationWhoseRowIsGoneItIsRememberedWhoseItWas(t *testing.T) {
 	}
 }
 
+func TestAWarningIsAboutTheDiskThatTheReservationHoldsWhereItsRowNamesNone(t *testing.T) {
+	t.Parallel()
+	db := open(t, stacktest.Database(t))
+	exec(t, db, "insert into reservations (reservation_id, user_id, status) values ('r', 'alice', 'active')")
+	exec(t, db, `insert into disks (disk_name, user_id, in_use, reservation_id)
+		values ('held', 'alice', true, 'r'), ('former', 'alice', false, 'r'), ('free', 'alice', true, null)`)
+	named := func() string {
+		s, found, err := db.LoadWarningSubject(t.Context(), "r")
+		require.NoError(t, err)
+		require.True(t, found)
+		return s.DiskName
+	}
+	require.Equal(t, "held", named())
+	exec(t, db, "update reservations set disk_name = 'other'")
+	require.Equal(t, "other", named())
+	exec(t, db, "update reservations set disk_name = null")
+	exec(t, db, "update disks set in_use = false")
+	require.Empty(t, named())
+}
+
 func TestAWarningIsRecordedInThePlatformsFormatWhateverTheColumnHolds(t *testing.T) {
 	t.Parallel()
 	for before, want := range map[string]string{

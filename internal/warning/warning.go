@@ -73,8 +73,12 @@ func (w *Warnings) Handle(ctx context.Context, f postgres.FollowUp) (result foll
 	if why != "" {
 		return w.void(ctx, "no warning", why), nil
 	}
-	err = w.write(ctx, span, s, pod.File{Dir: notice.Home, Name: notice.WarningFile(level),
-		Content: notice.Warning(s.Reservation, s.Deadline, s.Now), Replaces: notice.WarningPrefix})
+	p, err := w.podOf(ctx, span, s)
+	if err != nil {
+		return followup.Result{}, err
+	}
+	err = w.pods.WriteFile(ctx, p.Namespace, p.Name, pod.MainContainer, pod.File{Dir: notice.Home, Name: notice.WarningFile(level),
+		Content: notice.Warning(s.Reservation, p.HasVolumes(), s.Deadline, s.Now), Replaces: notice.WarningPrefix})
 	if err != nil {
 		return followup.Result{}, err
 	}
@@ -130,7 +134,11 @@ func (n *Notices) Handle(ctx context.Context, f postgres.FollowUp) (result follo
 	if why != "" {
 		return n.void(ctx, "no notice", why), nil
 	}
-	err = n.write(ctx, span, s, pod.File{Dir: notice.Home, Name: notice.OOMFile,
+	p, err := n.podOf(ctx, span, s)
+	if err != nil {
+		return followup.Result{}, err
+	}
+	err = n.pods.WriteFile(ctx, p.Namespace, p.Name, pod.MainContainer, pod.File{Dir: notice.Home, Name: notice.OOMFile,
 		Content: notice.OOM(s.Reservation, kill.Container, kill.FinishedAt, s.OOMCount)})
 	if err != nil {
 		return followup.Result{}, err
@@ -179,18 +187,8 @@ func (w writer) void(ctx context.Context, what, why string) followup.Result {
 	return followup.Done(postgres.Void)
 }
 
-// write puts a file into the home of the reservation's server.
-func (w writer) write(ctx context.Context, span *telemetry.Span, s postgres.WarningSubject, f pod.File) error {
-	p, err := w.podOf(ctx, s)
-	if err != nil {
-		return err
-	}
-	span.Set(append(telemetry.Pod(p.Namespace, p.Name, p.UID), telemetry.KeyContainerName.String(pod.MainContainer))...)
-	return w.pods.WriteFile(ctx, p.Namespace, p.Name, pod.MainContainer, f)
-}
-
-// podOf returns the pod of a live reservation, if a command can be run in it.
-func (w writer) podOf(ctx context.Context, s postgres.WarningSubject) (pod.Pod, error) {
+// podOf returns the pod of a live reservation, if a command can be run in it, and sets it on the span.
+func (w writer) podOf(ctx context.Context, span *telemetry.Span, s postgres.WarningSubject) (pod.Pod, error) {
 	name, ok := pod.NameFor(s.ID, s.PodName)
 	namespaces := pod.Namespaces(s.NamespaceName)
 	if !ok || namespaces == nil {
@@ -228,6 +226,7 @@ func (w writer) podOf(ctx context.Context, s postgres.WarningSubject) (pod.Pod, 
 			why = fmt.Sprintf("container %s does not run", pod.MainContainer)
 			continue
 		}
+		span.Set(append(telemetry.Pod(p.Namespace, p.Name, p.UID), telemetry.KeyContainerName.String(pod.MainContainer))...)
 		return p, nil
 	}
 	return pod.Pod{}, fmt.Errorf("no pod %s to write to: %s", name, why)

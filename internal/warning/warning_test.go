@@ -112,6 +112,27 @@ func TestAWarningIsWrittenAndThenRecorded(t *testing.T) {
 	require.Equal(t, []reservation.Level{30}, m.recorded)
 }
 
+func TestOfVolumesThatNobodyNamesAWarningPromisesNothing(t *testing.T) {
+	t.Parallel()
+	for name, mount := range map[string]func(*pod.Pod){
+		"by a claim": func(p *pod.Pod) { p.Claims = []string{"disk-alice"} },
+		"by its id":  func(p *pod.Pod) { p.VolumeIDs = []string{"vol-0123456789abcdef0"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel()
+			p := podIn("gpu-dev")
+			mount(&p)
+			m.pods["gpu-dev/gpu-dev-deadbeef"] = p
+			_, err := m.warn()
+			require.NoError(t, err)
+			text := m.written["gpu-dev/gpu-dev-deadbeef/gpu-dev"].Content
+			require.NotContains(t, text, "nothing")
+			require.Contains(t, text, "perhaps what is on this server's volumes")
+		})
+	}
+}
+
 func TestAWarningThatNobodyNeedsAnyMoreIsVoid(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*model){
