@@ -83,6 +83,18 @@ func file(name string, parts ...string) check {
 	}}
 }
 
+// tellsWhen expects a warning to name the deadline, of which the minutes that are left depend on when it was written.
+func tellsWhen(name string) check {
+	return check{name + " in its home says when", func(ctx context.Context, r *subject) error {
+		when, err := r.stage.Text(ctx, `
+			select to_char(expires_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC, in "') from reservations where reservation_id = $1`, r.ID)
+		if err != nil {
+			return err
+		}
+		return file(name, when).holds(ctx, r)
+	}}
+}
+
 // onlyWarning expects exactly one warning's file.
 func onlyWarning(name string) check {
 	return check{"and is the only warning there", func(ctx context.Context, r *subject) error {

@@ -45,10 +45,11 @@ func domainTakenOver(s *stage) {
 		equals("the row in domain_mappings is its own", "select count(*) from domain_mappings where reservation_id = $1", "1"))
 }
 
-// A set ends as one, by the latest of the node's own and the master's deadline: a node whose own is past waits.
+// A set ends as one, by the latest of the node's own and the master's deadline: a node whose own is past waits. The
+// master's ends once both are warned.
 func multinode(s *stage) {
 	id := uuid.NewString()
-	master := s.reserve("a set's master, 20 s to go", platform.Reservation{ID: id, User: "mia", EndsIn: 20 * time.Second, Master: id, Nodes: 2}).running()
+	master := s.reserve("a set's master, 4 minutes to go", platform.Reservation{ID: id, User: "mia", EndsIn: 4 * time.Minute, Master: id, Nodes: 2}).running()
 	node := s.reserve("its node, past its own end", platform.Reservation{User: "mia", EndsIn: -5 * time.Minute, Master: id, Node: 1, Nodes: 2}).running()
 	for _, one := range []*subject{master, node} {
 		one.expect(is("expired"), warned("5"), podGone, cleanup("nothing_to_keep"),
@@ -57,6 +58,12 @@ func multinode(s *stage) {
 				join reservations m on m.reservation_id = r.master_reservation_id where r.reservation_id = $1`, "true"),
 			facts("reservation.warned", "reservation.expired", "reservation.cleanedUp"))
 	}
+	s.meanwhile("mia's set is cut short and ends now",
+		func(ctx context.Context) (bool, error) {
+			warned, err := s.Text(ctx, "select bool_and(warnings_sent ? '5min_warning_sent') from reservations where master_reservation_id = $1", id)
+			return warned == "true", err
+		},
+		func(ctx context.Context) error { return s.Extend(ctx, id, 0) })
 }
 
 // Preparing for two hours: it failed. What was launched of it goes, its disk is free.

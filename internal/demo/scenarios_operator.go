@@ -37,17 +37,13 @@ func manyMissing(s *stage) {
 			ended, err := s.Text(ctx, "select bool_and(status = 'expired') from reservations where user_id in ('pia', 'quin')")
 			return ended == "true", err
 		},
-		func(ctx context.Context) (err error) {
-			for _, r := range all {
-				err = errors.Join(err, s.LosePod(ctx, *r.Server))
-			}
-			return err
-		})
+		func(ctx context.Context) error { return s.LosePods(ctx, "rack") })
 }
 
-// While an operator has paused the service nothing new is decided; what was begun goes on.
+// While an operator has paused the service nothing new is decided; what was begun goes on. Its time ends only once the
+// pause holds, however long that takes.
 func pausedAtItsEnd(s *stage) {
-	r := s.reserve("its time ends during a pause", platform.Reservation{User: "otto", EndsIn: 20 * time.Second}).running()
+	r := s.reserve("its time ends during a pause", platform.Reservation{User: "otto", EndsIn: 4 * time.Minute}).running()
 	r.expect(is("expired"), podGone, cleanup("nothing_to_keep"), facts("reservation.warned", "reservation.expired", "reservation.cleanedUp"),
 		equals("a sweep during the pause left it alone, and the next one after it did not", `
 			select bool_or(w.paused and w.started_at > r.expires_at + interval '3 seconds')
@@ -56,9 +52,14 @@ func pausedAtItsEnd(s *stage) {
 	always := func(args ...string) func(context.Context) ([]string, error) {
 		return func(context.Context) ([]string, error) { return args, nil }
 	}
-	s.operate("an operator pauses the service", r.ID,
-		"select expires_at < clock_timestamp() + interval '3 seconds' from reservations where reservation_id = $1",
+	s.operate("an operator pauses the service", r.ID, "select warnings_sent->>'5min_warning_sent' from reservations where reservation_id = $1",
 		always("pause", "--why", "to have a look", "--for", "10m"))
+	s.meanwhile("otto's time is cut short and ends now",
+		func(ctx context.Context) (bool, error) {
+			paused, err := s.Text(ctx, "select count(*) from expiry.pause")
+			return paused == "1", err
+		},
+		func(ctx context.Context) error { return s.Extend(ctx, r.ID, 0) })
 	s.operate("the operator has seen enough", r.ID, `
 		select exists (select from expiry.sweeps w where w.paused and w.finished_at is not null and w.started_at > r.expires_at + interval '3 seconds')
 		from reservations r where reservation_id = $1`, always("resume"))

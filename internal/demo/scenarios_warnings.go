@@ -22,7 +22,7 @@ func healthy(s *stage) {
 func warnedAt30(s *stage) {
 	s.reserve("25 minutes to go", platform.Reservation{User: "bob", EndsIn: 25 * time.Minute}).running().
 		expect(is("active"), warned("30"), flagged(`{"time": true, "30min_warning_sent": true}`),
-			file("WARN_EXPIRES_IN_30MIN.txt", "in 24 minutes", "no persistent disk", "gpu-dev edit"),
+			file("WARN_EXPIRES_IN_30MIN.txt", "no persistent disk", "gpu-dev edit"), tellsWhen("WARN_EXPIRES_IN_30MIN.txt"),
 			facts("reservation.warned"), podStays)
 }
 
@@ -30,22 +30,22 @@ func warnedAt30(s *stage) {
 func warnedAt15(s *stage) {
 	s.reserve("12 minutes to go", platform.Reservation{User: "cleo", EndsIn: 12 * time.Minute}).running().
 		sh("echo old >/home/dev/WARN_EXPIRES_IN_30MIN.txt").
-		expect(warned("15"), passedOver("30"), file("WARN_EXPIRES_IN_15MIN.txt", "in 11 minutes"),
+		expect(warned("15"), passedOver("30"), tellsWhen("WARN_EXPIRES_IN_15MIN.txt"),
 			onlyWarning("WARN_EXPIRES_IN_15MIN.txt"), facts("reservation.warned"), podStays)
 }
 
 // 4 minutes to go: the most urgent level alone is sent; the text says that the disk is kept.
 func warnedAt5(s *stage) {
 	s.reserve("4 minutes to go, with a disk", platform.Reservation{User: "dora", Disk: "home", EndsIn: 4 * time.Minute}).onDisk().running().
-		expect(warned("5"), passedOver("30, 15"), file("WARN_EXPIRES_IN_5MIN.txt", "in 3 minutes", `your disk "home"`),
-			podStays, volumeAttached, facts("reservation.warned"))
+		expect(warned("5"), passedOver("30, 15"), file("WARN_EXPIRES_IN_5MIN.txt", `your disk "home"`),
+			tellsWhen("WARN_EXPIRES_IN_5MIN.txt"), podStays, volumeAttached, facts("reservation.warned"))
 }
 
 // Warned at 5, then its user extends by a quarter of an hour: a warning belongs to one deadline, so it is warned anew.
 func extended(s *stage) {
 	r := s.reserve("extended after its warning", platform.Reservation{User: "eve", EndsIn: 4 * time.Minute}).running()
 	r.expect(is("active"), warned("5, 15"), flagged(`{"time": true, "15min_warning_sent": true}`),
-		file("WARN_EXPIRES_IN_15MIN.txt", "in 13 minutes"), onlyWarning("WARN_EXPIRES_IN_15MIN.txt"),
+		tellsWhen("WARN_EXPIRES_IN_15MIN.txt"), onlyWarning("WARN_EXPIRES_IN_15MIN.txt"),
 		facts("reservation.warned", "reservation.warned"), podStays)
 	s.meanwhile("eve extends her reservation to 14 minutes from now",
 		func(ctx context.Context) (bool, error) {

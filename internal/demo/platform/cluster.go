@@ -170,10 +170,11 @@ func (p *Platform) SetPodStatus(ctx context.Context, name string, change func(*c
 	return nil
 }
 
-// LosePod has a server's pod vanish from the cluster, and nothing else.
-func (p *Platform) LosePod(ctx context.Context, s Server) error {
-	if err := p.Cluster.CoreV1().Pods(Namespace).Delete(ctx, s.Pod, *metav1.NewDeleteOptions(0)); err != nil {
-		return fmt.Errorf("lose pod %s: %w", s.Pod, err)
+// LosePods has all pods of a user vanish from the cluster at once, and nothing else.
+func (p *Platform) LosePods(ctx context.Context, user string) error {
+	err := p.Cluster.CoreV1().Pods(Namespace).DeleteCollection(ctx, *metav1.NewDeleteOptions(0), metav1.ListOptions{LabelSelector: "user-id=" + user})
+	if err != nil {
+		return fmt.Errorf("lose the pods of %s: %w", user, err)
 	}
 	return nil
 }
