@@ -11,6 +11,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/pod"
+	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
 const (
@@ -290,6 +291,11 @@ func (a *Action) keepDisk(ctx context.Context, d *delivery) (result, error) {
 		case none != "":
 			outcome, err := a.Store.FinishWithoutVolume(ctx, d.id, none)
 			return result{outcome: outcome, detail: none, recorded: true}, err
+		}
+	}
+	if d.record.VolumeUnsaid { // the row named it late
+		if err := a.Store.RecordIdentity(ctx, d.id, postgres.Identity{VolumeID: d.record.VolumeID}, done, ""); err != nil {
+			return result{}, err
 		}
 	}
 	if err := a.nameDisk(ctx, d); err != nil {

@@ -56,6 +56,9 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	if id.VolumeID == "" {
 		id.VolumeID, from = onHome, "the pod"
 	}
+	if id.VolumeID == "" && (len(undecided) == 0 || slices.Contains(undecided, c.FormerVolume)) {
+		id.VolumeID, from = c.FormerVolume, "its former life"
+	}
 	if id.VolumeID == "" && (p != nil || c.Launched || c.Status == reservation.Failed) { // what waited in the queue has written to none
 		id.VolumeID, from = held, "the disk"
 	}
@@ -64,7 +67,7 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 		if err != nil {
 			return result{}, err
 		}
-		from = "its tags"
+		from = "its tags, or as the only one"
 	}
 	for _, v := range volumes {
 		if v.VolumeID == id.VolumeID {
@@ -76,6 +79,10 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	switch {
 	case id.VolumeID != "":
 		said = append(said, fmt.Sprintf("volume %s by %s", id.VolumeID, from))
+		if c.FormerVolume != "" && c.FormerVolume != id.VolumeID {
+			a.opts.Log.WarnContext(ctx, "a volume of the reservation's former life is left as it is", "volume", c.FormerVolume)
+			said = append(said, fmt.Sprintf("volume %s of its former life is left as it is", c.FormerVolume))
+		}
 	case len(undecided) > 0:
 		d.unclear = "cannot tell on which of its volumes the pod had the user's home: " + strings.Join(undecided, ", ")
 		outcome, said = unclear, []string{d.unclear}

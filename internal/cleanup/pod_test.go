@@ -448,10 +448,11 @@ func TestASettledCleanupIsReopenedForAPodThatIsStillThere(t *testing.T) {
 	lease, _, begun, err := w.db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
 	require.NoError(t, err)
 	require.True(t, begun)
-	reopened, err := w.db.CleanUpAgain(t.Context(), lease, id, "pod still there")
+	seen := postgres.SeenPod{Namespace: "gpu-dev", Name: podName, UID: "uid-late", Created: w.pods[podKey].Created}
+	reopened, err := w.db.CleanUpAgain(t.Context(), lease, id, seen, "pod still there")
 	require.NoError(t, err)
 	require.True(t, reopened)
-	again, err := w.db.CleanUpAgain(t.Context(), lease, id, "pod still there")
+	again, err := w.db.CleanUpAgain(t.Context(), lease, id, seen, "pod still there")
 	require.NoError(t, err)
 	require.False(t, again)
 	w.calls = nil
@@ -461,7 +462,7 @@ func TestASettledCleanupIsReopenedForAPodThatIsStillThere(t *testing.T) {
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
 
 	w.exec(t, "update reservations set status = 'active'")
-	reopened, err = w.db.CleanUpAgain(t.Context(), lease, id, "pod there")
+	reopened, err = w.db.CleanUpAgain(t.Context(), lease, id, seen, "pod there")
 	require.NoError(t, err)
 	require.False(t, reopened, "a live reservation's pod belongs there")
 }

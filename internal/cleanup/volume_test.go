@@ -265,3 +265,19 @@ func TestAnothersVolumeNamesNoDiskOfTheUsers(t *testing.T) {
 	w.deliver(t.Context(), t)
 	require.Empty(t, read[string](t, w, "select coalesce(disk_name, '') from expiry.cleanups"))
 }
+
+func TestThePodsOnlyVolumeIsTheDiskWhereverItIsMounted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "update reservations set ebs_volume_id = null")
+	w.exec(t, "update disks set ebs_volume_id = null")
+	w.tagged = []disk.Volume{{ID: volume}}
+	p := w.pods[podKey]
+	p.HomeClaim = ""
+	w.pods[podKey] = p
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	require.True(t, w.made("keep "+volume))
+}

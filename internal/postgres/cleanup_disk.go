@@ -13,13 +13,13 @@ import (
 )
 
 // FinishReleased records that nothing is left of a cleanup's disk, which was released before, and settles the cleanup if
-// that was the last step. It changes nothing where c, read before, has begun anew or was voided since: that one has a
-// disk of its own to see to.
+// that was the last step. It changes nothing where c, read before, has begun anew since, or is to: that one has a disk of
+// its own to see to.
 func (db *DB) FinishReleased(ctx context.Context, c CleanupRecord, detail string) error {
 	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		var same bool
 		err := tx.QueryRow(ctx, `
-			select requested_at = $2 and disk_released_at is not null from expiry.cleanups where reservation_id = $1
+			select requested_at = $2 and revived_at is null and disk_released_at is not null from expiry.cleanups where reservation_id = $1
 			for no key update`, c.ReservationID, c.RequestedAt).Scan(&same)
 		switch {
 		case errors.Is(err, pgx.ErrNoRows) || err == nil && !same:
@@ -58,12 +58,14 @@ func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail str
 		err = tx.QueryRow(ctx, `
 			select exists (select from expiry.cleanups c join reservations r using (reservation_id)
 			               where c.reservation_id = $1
-			                 and (coalesce(r.status, '') not in ('expired', 'cancelled', 'failed') or `+endedAgain+`))`, reservationID).Scan(&revived)
+			                 and (`+isLive("r.status")+` or `+endedAgain+`
+			                      or c.volume_id is null and `+volumeIn("r.ebs_volume_id")+` <> coalesce(c.misnamed_volume_id, '')))`,
+			reservationID).Scan(&revived)
 		if err != nil {
 			return fmt.Errorf("look whether %s is live: %w", reservationID, err)
 		}
 		if revived {
-			return fault.Errorf(fault.Conflict, "reservation %s is live again, or was since", reservationID)
+			return fault.Errorf(fault.Conflict, "reservation %s is live again, or was since, or has a volume after all", reservationID)
 		}
 		for _, d := range held {
 			if d.taken {

@@ -56,6 +56,8 @@ type CleanupRecord struct {
 	Launched      bool
 	NamedPod      string // columns pod_name and namespace of the row
 	RowNamespace  string
+	FormerVolume  string // of an earlier life, not kept when the cleanup began anew
+	VolumeUnsaid  bool   // VolumeID is what the row says now, which the cleanup has not recorded
 
 	DiskSize             string // as `du` says it
 	ContentURL           string // s3://…, the listing
@@ -80,13 +82,13 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 		select c.reservation_id, c.reason, coalesce(c.user_id, r.user_id, ''), coalesce(r.gpu_type, c.gpu_type, ''),
 		       coalesce(r.status, case when r.reservation_id is null then c.status end, ''),
 		       r.reservation_id is null, `+endedAgain+`, r.launched_at is not null,
-		       coalesce(c.pod_name, r.pod_name, ''), coalesce(r.namespace, ''),
+		       coalesce(c.pod_name, r.pod_name, ''), coalesce(r.namespace, ''), coalesce(c.former_volume_id, ''), c.volume_id is null,
 		       r.created_at, coalesce(r.expires_at, c.expires_at),
 		       coalesce(`+endWritten+`, least(r.updated_at, c.requested_at)),
 		       coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''), coalesce(c.node_name, ''),
 		       coalesce(c.instance_id, ''), coalesce(c.claim_name, ''), coalesce(c.claim_uid, ''),
 		       coalesce(c.pv_name, ''), coalesce(c.pv_uid, ''),
-		       coalesce(c.volume_id, `+volumeIn("r.ebs_volume_id")+`, ''),
+		       coalesce(c.volume_id, nullif(`+volumeIn("r.ebs_volume_id")+`, c.misnamed_volume_id), ''),
 		       coalesce(c.disk_name, r.disk_name, ''), coalesce(c.disk_size, ''), coalesce(c.content_key, ''),
 		       c.requested_at, c.pod_gone_at, c.containers_terminated_at is not null, c.detach_requested_at,
 		       c.detach_forced_at, c.writer_gone_at, c.disk_released_at, c.settled_at, coalesce(c.outcome, ''), clock_timestamp()
@@ -106,7 +108,7 @@ func scanCleanup(row pgx.CollectableRow) (CleanupRecord, error) {
 	err := row.Scan(
 		&c.ReservationID, &c.Reason, &c.UserID, &c.GPUType,
 		&c.Status, &c.Vanished, &c.EndedAgain, &c.Launched,
-		&c.NamedPod, &c.RowNamespace,
+		&c.NamedPod, &c.RowNamespace, &c.FormerVolume, &c.VolumeUnsaid,
 		&started, &deadline, &ended,
 		&c.Namespace, &c.PodName, &c.PodUID, &c.NodeName,
 		&c.InstanceID, &c.ClaimName, &c.ClaimUID, &c.PVName, &c.PVUID,
@@ -158,18 +160,40 @@ func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, er
 	return open && err == nil, err
 }
 
-// BeginCleanupAnew forgets the cleanup of a reservation that has come back to life and ended again since it was asked
-// for, settled or not, and makes a new one. It is for whoever has leased the cleanup's follow-up: nobody else is at work
+// BeginCleanupAnew makes a new cleanup of a reservation that has come back to life and ended again since the former was
+// asked for, settled or not. Of that it keeps what a volume it has not kept yet was known by, for where nothing newer is
+// known, and that it was detached by force. It is for whoever has leased the cleanup's follow-up: nobody else is at work
 // on it then. A snapshot under way is counted when it ends, and proves nothing to the new cleanup.
 func (db *DB) BeginCleanupAnew(ctx context.Context, reservationID string) error {
 	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `
+		var former string
+		var owed bool
+		err := tx.QueryRow(ctx, `
 			delete from expiry.cleanups c using reservations r
-			where c.reservation_id = $1 and r.reservation_id = c.reservation_id and `+endedAgain, reservationID)
-		if err != nil {
+			where c.reservation_id = $1 and r.reservation_id = c.reservation_id and `+endedAgain+`
+			returning to_jsonb(c)::text, c.disk_released_at is null and not exists (
+			    select from expiry.cleanup_steps s
+			    where s.reservation_id = c.reservation_id and s.step = $2 and s.finished_at is not null)`,
+			reservationID, StepDisk).Scan(&former, &owed)
+		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return fmt.Errorf("forget the former cleanup of %s: %w", reservationID, err)
 		}
-		return createCleanup(ctx, tx, reservationID)
+		if err := createCleanup(ctx, tx, reservationID); err != nil || !owed {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
+			update expiry.cleanups c
+			set volume_id = nullif(c.volume_id, f.misnamed_volume_id), misnamed_volume_id = f.misnamed_volume_id,
+			    former_volume_id = coalesce(f.volume_id, f.former_volume_id), disk_name = coalesce(c.disk_name, f.disk_name),
+			    namespace = f.namespace, node_name = f.node_name, instance_id = f.instance_id,
+			    claim_name = f.claim_name, claim_uid = f.claim_uid, pv_name = f.pv_name, pv_uid = f.pv_uid,
+			    disk_size = f.disk_size, content_key = f.content_key, detach_forced_at = f.detach_forced_at
+			from jsonb_populate_record(null::expiry.cleanups, $2::text::jsonb) f
+			where c.reservation_id = $1`, reservationID, former)
+		if err != nil {
+			return fmt.Errorf("keep what the former cleanup of %s knew: %w", reservationID, err)
+		}
+		return nil
 	})
 }
 
@@ -239,35 +263,36 @@ func reopenCleanup(ctx context.Context, tx pgx.Tx, reservationID, why string) (b
 	return true, requestCleanup(ctx, tx, reservationID)
 }
 
-// VoidCleanup ends the follow-up of a reservation that turned out to be live, and forgets how far the cleanup was.
-// What was identified stays known, and that the volume was detached by force: what that lost does not come back. It
-// reports false, and changes nothing, where the reservation has ended after all.
+// VoidCleanup ends the follow-up of a reservation that turned out to be live, whose cleanup is to begin anew when it
+// ends. It reports false, and changes nothing, where the reservation has ended after all.
 func (db *DB) VoidCleanup(ctx context.Context, f FollowUp) (bool, error) {
 	var voided bool
 	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `
-			update expiry.cleanups c
-			set pod_gone_at = null, containers_terminated_at = null, detach_requested_at = null,
-			    writer_gone_at = null, disk_released_at = null
-			from reservations r
-			where c.reservation_id = $1 and c.settled_at is null and r.reservation_id = c.reservation_id
-			  and coalesce(r.status, '') not in ('expired', 'cancelled', 'failed')`, f.ReservationID)
-		if err != nil {
-			return fmt.Errorf("void the cleanup of %s: %w", f.ReservationID, err)
-		}
-		if voided = tag.RowsAffected() == 1; !voided {
-			return nil
-		}
-		_, err = tx.Exec(ctx, `
-			update expiry.cleanup_steps set finished_at = null, outcome = null, detail = 'again: the reservation was live'
-			where reservation_id = $1`, f.ReservationID)
-		if err != nil {
-			return fmt.Errorf("void the cleanup of %s: %w", f.ReservationID, err)
+		var err error
+		if voided, err = recordRevived(ctx, tx, f.ReservationID); err != nil || !voided {
+			return err
 		}
 		_, err = finishFollowUp(ctx, tx, f, "void")
 		return err
 	})
 	return voided && err == nil, err
+}
+
+// recordRevived is RecordRevived for a reservation at whose cleanup somebody is at work. It reports whether it is live.
+func recordRevived(ctx context.Context, tx pgx.Tx, reservationID string) (bool, error) {
+	tag, err := tx.Exec(ctx, `
+		update expiry.cleanups c set revived_at = coalesce(c.revived_at, clock_timestamp())
+		from reservations r
+		where c.reservation_id = $1 and r.reservation_id = c.reservation_id and `+isLive("r.status"), reservationID)
+	if err != nil {
+		return false, fmt.Errorf("record that %s came back to life: %w", reservationID, err)
+	}
+	return tag.RowsAffected() == 1, nil
+}
+
+// isLive holds where a status is of a reservation that has not ended, be it an unknown one.
+func isLive(status string) string {
+	return "coalesce(" + status + ", '') not in ('expired', 'cancelled', 'failed')"
 }
 
 // SettleCleanup ends a cleanup whose steps are all finished, with the fact, and its follow-up. It reports false, and

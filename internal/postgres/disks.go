@@ -63,6 +63,12 @@ func (db *DB) underDisk(ctx context.Context, reservationID string, act func(cont
 			return act(ctx, tx, d)
 		case DiskSuperseded:
 			return supersede(ctx, tx, reservationID, why)
+		case DiskRevived:
+			live, err := recordRevived(ctx, tx, reservationID)
+			if err != nil || live {
+				return err
+			}
+			return ensureRequested(ctx, tx, reservationID, string(Cleanup))
 		}
 		return nil
 	})
@@ -120,7 +126,7 @@ func scanLocked(ctx context.Context, tx pgx.Tx, reservationID string) (lockedDis
 	d := lockedDisk{reservation: reservationID}
 	err := tx.QueryRow(ctx, `
 		select coalesce(c.user_id, r.user_id, ''), coalesce(c.disk_name, r.disk_name, ''),
-		       coalesce(c.volume_id, `+volumeIn("r.ebs_volume_id")+`, '')
+		       coalesce(c.volume_id, nullif(`+volumeIn("r.ebs_volume_id")+`, c.misnamed_volume_id), '')
 		from expiry.cleanups c left join reservations r using (reservation_id)
 		where c.reservation_id = $1`, reservationID).Scan(&d.user, &d.name, &d.volume)
 	if err != nil {

@@ -145,11 +145,11 @@ func endLocked(ctx context.Context, tx pgx.Tx, now time.Time, batch []Ending, lo
 	if len(ended) == 0 {
 		return nil, nil
 	}
-	// One that came back to life after its cleanup had settled needs a new one.
+	// One of which a cleanup was asked for before has come back to life since.
 	_, err = tx.Exec(ctx, `
-		delete from expiry.cleanups where settled_at is not null and reservation_id = any($1::text[])`, ended)
+		update expiry.cleanups set revived_at = clock_timestamp() where revived_at is null and reservation_id = any($1::text[])`, ended)
 	if err != nil {
-		return nil, fmt.Errorf("forget settled cleanups: %w", err)
+		return nil, fmt.Errorf("record that %d reservations had come back to life: %w", len(ended), err)
 	}
 	if err := recordFacts(ctx, tx, facts); err != nil {
 		return nil, err

@@ -25,11 +25,14 @@ const endedAt = "coalesce(" + endWritten + ", r.updated_at)"
 const endWritten = `greatest(r.reservation_ended, case r.status when 'failed' then r.failed_at when 'cancelled' then r.cancelled_at end)`
 
 // endedAgain holds where reservation r came back to life and ended after its cleanup c was asked for, which thus knows
-// nothing of what r had last: another pod was seen, made since, or the row or a disk that r holds again names another
-// volume. Dates and a status that somebody wrote late prove nothing: what the cleanup knows is kept. What is sought refers to
-// r by its id only, so that PostgreSQL may hash it once for many rows.
+// nothing of what r had last: it was seen live, or another pod made since, or the row or a disk that r holds again names
+// another volume. While the disk is not released a date written since will do: that costs a second snapshot at most. What is
+// sought refers to r by its id only, so that PostgreSQL may hash it once for many rows.
 var endedAgain = `coalesce(r.status in ('expired', 'cancelled', 'failed') and (
-		exists (select from expiry.pods p join expiry.cleanups k on k.reservation_id = p.reservation_id
+		c.revived_at is not null
+		or c.settled_at is null and c.disk_released_at is null
+		   and greatest(r.launched_at, ` + endWritten + `) between c.requested_at + interval '1 minute' and clock_timestamp()
+		or exists (select from expiry.pods p join expiry.cleanups k on k.reservation_id = p.reservation_id
 		        where p.reservation_id = r.reservation_id and p.created_at > k.requested_at and p.uid is distinct from k.pod_uid)
 		or ` + volumeIn("r.ebs_volume_id") + ` <> coalesce(c.volume_id, case when c.settled_at is not null then '' end)
 		   and ` + volumeIn("r.ebs_volume_id") + ` is distinct from c.misnamed_volume_id
@@ -150,19 +153,52 @@ func (db *DB) PodCandidates(ctx context.Context, names []string) ([]PodCandidate
 	return found, nil
 }
 
+// RecordRevived remembers of which reservations that are live a cleanup was asked for, and returns how many are new among
+// them. What was found out for such a cleanup, and done, says nothing about the reservation's next end.
+func (db *DB) RecordRevived(ctx context.Context, lease SweepLease) (int, error) {
+	var revived int64
+	err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `
+			update expiry.cleanups c set revived_at = clock_timestamp()
+			where c.revived_at is null and c.reservation_id in (
+			    select reservation_id from reservations where `+isLive("status")+`)`)
+		revived = tag.RowsAffected()
+		if err != nil {
+			return fmt.Errorf("record which reservations came back to life: %w", err)
+		}
+		return nil
+	})
+	return int(revived), err
+}
+
+// SeenPod is a pod that the cluster shows.
+type SeenPod struct {
+	Namespace, Name, UID string
+	Created              time.Time
+}
+
 // CleanUpAgain asks for the cleanup of an ended reservation of which a pod is still or again there, whether a cleanup
-// has settled before or never began. It reports false where that is under way, or the reservation is live.
-func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID, why string) (bool, error) {
+// has settled before, is under way or never began, and records the pod as the reservation's: made after its cleanup was
+// asked for, it makes that begin anew. It reports false where the cleanup is under way with that pod, or the
+// reservation is live.
+func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID string, p SeenPod, why string) (bool, error) {
 	var requested bool
 	err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
-		var err error
+		_, err := tx.Exec(ctx, `
+			insert into expiry.pods (uid, reservation_id, namespace, name, created_at)
+			select $2, r.reservation_id, $3, $4, $5 from reservations r
+			where r.reservation_id = $1 and r.status in ('expired', 'cancelled', 'failed')
+			on conflict do nothing`, reservationID, p.UID, p.Namespace, p.Name, p.Created)
+		if err != nil {
+			return fmt.Errorf("record the pod of %s: %w", reservationID, err)
+		}
 		if requested, err = reopenCleanup(ctx, tx, reservationID, why); err != nil || requested {
 			return err
 		}
 		err = tx.QueryRow(ctx, `
-			select true from reservations r
-			where r.reservation_id = $1 and r.status in ('expired', 'cancelled', 'failed') and not `+asked("r.reservation_id"),
-			reservationID).Scan(&requested)
+			select true from reservations r left join expiry.cleanups c using (reservation_id)
+			where r.reservation_id = $1 and r.status in ('expired', 'cancelled', 'failed')
+			  and (`+endedAgain+` or not `+asked("r.reservation_id")+`)`, reservationID).Scan(&requested)
 		if err == nil {
 			return requestCleanup(ctx, tx, reservationID)
 		}

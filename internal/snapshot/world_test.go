@@ -140,6 +140,9 @@ type cleanupOf struct {
 
 func (a cleanupOf) Handle(ctx context.Context, f postgres.FollowUp) (followup.Result, error) {
 	c, _, err := a.db.LoadCleanup(ctx, f.ReservationID)
+	if err == nil && c.EndedAgain {
+		c, err = a.beginAnew(ctx, c.ReservationID)
+	}
 	switch {
 	case err != nil:
 		return followup.Result{}, err
@@ -164,6 +167,26 @@ func (a cleanupOf) Handle(ctx context.Context, f postgres.FollowUp) (followup.Re
 		err = fmt.Errorf("the keeper is done and the cleanup does not settle: %s", outcome)
 	}
 	return followup.Recorded, err
+}
+
+// beginAnew has the steps before the disk's find no pod.
+func (a cleanupOf) beginAnew(ctx context.Context, id string) (postgres.CleanupRecord, error) {
+	if err := a.db.BeginCleanupAnew(ctx, id); err != nil {
+		return postgres.CleanupRecord{}, err
+	}
+	c, _, err := a.db.LoadCleanup(ctx, id)
+	err = errors.Join(err, a.db.RecordIdentity(ctx, id, postgres.Identity{VolumeID: c.FormerVolume}, "missing", ""),
+		a.db.RecordPodGone(ctx, id, "already_gone", ""))
+	for _, s := range postgres.Steps() {
+		if s != postgres.StepDisk {
+			err = errors.Join(err, a.db.FinishStep(ctx, id, s, "done", ""))
+		}
+	}
+	if err != nil {
+		return c, err
+	}
+	c, _, err = a.db.LoadCleanup(ctx, id)
+	return c, err
 }
 
 func (w *world) runInstance(t *testing.T) string {

@@ -210,9 +210,10 @@ func TestAReservationThatComesBackToLifeGetsANewCleanupWhenItEndsAgain(t *testin
 	w := newWorld(t)
 	id := w.insert(row{"expires_at": ago(time.Hour)})[0]
 	w.exec("insert into expiry.cleanups (reservation_id, reason, settled_at, outcome) values ($1, 'first', clock_timestamp(), 'released')", id)
-	w.exec("insert into expiry.cleanup_steps (reservation_id, step) values ($1, 'pod')", id)
 	w.exec("insert into expiry.follow_ups (kind, key, reservation_id, subject, state, outcome, finished_at) values ('cleanup', $1, $1, $1, 'done', 'released', clock_timestamp())", id)
 	w.sweep()
 	require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
-	require.Empty(t, w.texts("select reason from expiry.cleanups"))
+	c, _, err := w.db.LoadCleanup(t.Context(), id)
+	require.NoError(t, err)
+	require.True(t, c.EndedAgain)
 }

@@ -16,7 +16,8 @@ type leftoverStore interface {
 	Leftovers(ctx context.Context, now time.Time, only []string) ([]postgres.Leftover, error)
 	RequestCleanups(ctx context.Context, lease postgres.SweepLease, now time.Time, ids []string) ([]string, error)
 	PodCandidates(ctx context.Context, names []string) ([]postgres.PodCandidate, error)
-	CleanUpAgain(ctx context.Context, lease postgres.SweepLease, reservationID, why string) (bool, error)
+	RecordRevived(ctx context.Context, lease postgres.SweepLease) (int, error)
+	CleanUpAgain(ctx context.Context, lease postgres.SweepLease, reservationID string, p postgres.SeenPod, why string) (bool, error)
 }
 
 // CleanUp is the action of asking for a cleanup.
@@ -43,12 +44,11 @@ func cleanups(store leftoverStore) part {
 			ids = append(ids, l.ReservationID)
 			pl.decisions = append(pl.decisions, Decision{ReservationID: l.ReservationID, Action: CleanUp, Reason: reason})
 		}
-		if len(ids) == 0 {
-			return pl, nil
-		}
 		pl.apply = func(ctx context.Context) (done, error) {
+			revived, failed := store.RecordRevived(ctx, p.lease)
 			requested, err := store.RequestCleanups(ctx, p.lease, p.now, ids)
-			return done{carriedOut(pl.decisions, requested), map[string]int{"cleanupsRequested": len(requested)}}, err
+			counts := map[string]int{"cleanupsRequested": len(requested), "cleanupsRevived": revived}
+			return done{carriedOut(pl.decisions, requested), counts}, errors.Join(failed, err)
 		}
 		return pl, nil
 	}}
@@ -80,6 +80,7 @@ func strays(store leftoverStore) part {
 			byName[c.PodName] = append(byName[c.PodName], c)
 		}
 		pl := plan{counts: map[string]int{}}
+		var seen []postgres.SeenPod // by decision
 		for _, one := range l.pods {
 			if !strings.HasPrefix(one.Name, pod.NamePrefix) || goingAlready(one, p.now) {
 				continue
@@ -88,16 +89,18 @@ func strays(store leftoverStore) part {
 			if what != "" {
 				pl.counts[what]++
 			}
-			if owner != nil && !owner.UnderWay && !planned(p, owner.ReservationID, CleanUp) {
-				pl.decisions = append(pl.decisions, Decision{ReservationID: owner.ReservationID, Action: CleanUp,
-					Reason: fmt.Sprintf("it is %s but pod %s/%s is there: %s", owner.Status, one.Namespace, one.Name, why)})
+			if owner == nil || planned(p, owner.ReservationID, CleanUp) || owner.UnderWay && slices.Contains(owner.UIDs, one.UID) {
+				continue
 			}
+			seen = append(seen, postgres.SeenPod{Namespace: one.Namespace, Name: one.Name, UID: one.UID, Created: one.Created})
+			pl.decisions = append(pl.decisions, Decision{ReservationID: owner.ReservationID, Action: CleanUp,
+				Reason: fmt.Sprintf("it is %s but pod %s/%s is there: %s", owner.Status, one.Namespace, one.Name, why)})
 		}
 		pl.apply = func(ctx context.Context) (done, error) {
 			var d done
 			var failures error
-			for _, decision := range pl.decisions {
-				requested, err := store.CleanUpAgain(ctx, p.lease, decision.ReservationID, decision.Reason)
+			for i, decision := range pl.decisions {
+				requested, err := store.CleanUpAgain(ctx, p.lease, decision.ReservationID, seen[i], decision.Reason)
 				failures = errors.Join(failures, err)
 				if requested {
 					d.decisions = append(d.decisions, decision)

@@ -1,0 +1,131 @@
+package cleanup_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/pod"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+)
+
+// secondLife gives the reservation a second pod, whose home is on the second volume, and has its user cancel it. No
+// sweep has seen it live.
+func (w *world) secondLife(t *testing.T) {
+	t.Helper()
+	w.exec(t, "update expiry.cleanups set requested_at = requested_at - interval '1 hour', settled_at = settled_at - interval '1 hour'")
+	w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp()")
+	w.exec(t, "update disks set in_use = true, reservation_id = $1", id)
+	p := w.pod("uid-2")
+	p.Created = w.now().Add(-3 * time.Minute).UTC()
+	w.pods[podKey] = p
+	w.claims["gpu-dev/disk-alice"] = pod.Claim{Namespace: "gpu-dev", Name: "disk-alice", UID: "claim-2", VolumeName: "pv-2"}
+	w.volumes["pv-2"] = pod.PersistentVolume{Name: "pv-2", UID: "pv-uid-2", VolumeID: secondVolume, ClaimName: "disk-alice", ClaimNamespace: "gpu-dev"}
+}
+
+// seePod has a sweep find the second pod, as its part `strays` does.
+func (w *world) seePod(t *testing.T) (asked bool) {
+	t.Helper()
+	p := w.pods[podKey]
+	seen := postgres.SeenPod{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Created: p.Created}
+	lease, _, _, err := w.db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
+	require.NoError(t, err)
+	asked, err = w.db.CleanUpAgain(t.Context(), lease, id, seen, "its pod is there")
+	require.NoError(t, err)
+	w.exec(t, "update expiry.sweep_lease set expires_at = '-infinity'")
+	return asked
+}
+
+func TestTheVolumeOfASecondLifeIsKeptWhicheverTheFirstOneHad(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]string{"the row names none": "null", "the row names the former": "'" + volume + "'"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.stand(t)
+			w.exec(t, "update reservations set ebs_volume_id = null")
+			w.exec(t, "update disks set ebs_volume_id = null")
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+
+			w.secondLife(t)
+			w.exec(t, "update reservations set ebs_volume_id = "+row)
+			require.True(t, w.seePod(t))
+			w.deliver(t.Context(), t)
+			require.NotContains(t, keys(w.pods), podKey)
+			require.True(t, w.made("keep "+secondVolume))
+		})
+	}
+}
+
+func TestAnUnsettledCleanupBeginsAnewForASecondPod(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "update reservations set ebs_volume_id = null")
+	w.exec(t, "update disks set ebs_volume_id = null")
+	w.keep = func(postgres.CleanupRecord) (followup.Result, error) { return followup.LookAgain(time.Minute), nil }
+	w.request(t)
+	w.deliver(t.Context(), t)
+	w.secondLife(t)
+	w.exec(t, "update reservations set cancelled_at = null") // whoever cancelled it wrote the status alone
+	require.True(t, w.seePod(t))
+	w.deliver(t.Context(), t)
+	require.NotContains(t, keys(w.pods), podKey)
+	c, _, err := w.db.LoadCleanup(t.Context(), id)
+	require.NoError(t, err)
+	require.Equal(t, secondVolume, c.VolumeID)
+	require.Contains(t, w.step(t, postgres.StepIdentify), "volume "+volume+" of its former life is left as it is")
+}
+
+func TestALifeWithoutAPodLeavesTheFormerVolumeToBeKept(t *testing.T) {
+	t.Parallel()
+	for name, live := range map[string]bool{"seen live": true, "a date tells": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.stand(t)
+			w.exec(t, "update reservations set ebs_volume_id = null")
+			w.exec(t, "update disks set ebs_volume_id = null")
+			w.keep = func(postgres.CleanupRecord) (followup.Result, error) { return followup.LookAgain(time.Minute), nil }
+			w.request(t)
+			w.deliver(t.Context(), t)
+			w.exec(t, "update expiry.cleanups set requested_at = requested_at - interval '1 hour', writer_gone_at = now()")
+			w.exec(t, "update reservations set status = 'active'")
+			if live {
+				w.deliver(t.Context(), t)
+			}
+			w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp()")
+			w.calls = nil
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.True(t, w.made("keep "+volume))
+			c, _, err := w.db.LoadCleanup(t.Context(), id)
+			require.NoError(t, err)
+			require.Zero(t, c.WriterGoneAt, "what was proven of its former life is forgotten")
+		})
+	}
+}
+
+func TestACleanupWhoseVolumeTheRowNamedLateIsOverOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "update reservations set ebs_volume_id = null")
+	w.exec(t, "update disks set ebs_volume_id = null")
+	delete(w.pods, podKey)
+	w.exec(t, "update reservations set disk_name = null")
+	w.exec(t, "update disks set in_use = false, reservation_id = null")
+	w.request(t)
+	w.exec(t, "insert into expiry.cleanup_steps (reservation_id, step, finished_at, outcome) values ($1, 'identify', now(), 'missing')", id)
+	w.exec(t, "update reservations set ebs_volume_id = $1", volume)
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	asked, err := w.db.EnsureCleanup(t.Context(), id)
+	require.NoError(t, err)
+	require.False(t, asked)
+}
