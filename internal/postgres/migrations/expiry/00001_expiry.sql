@@ -1,5 +1,7 @@
 -- The service's own state. Nothing here references the platform's tables: they must be free to change and to
 -- delete their rows. Reservation ids are text for the same reason.
+--
+-- Once released, a migration stays as it is, and a later one only adds: the binary before it goes on beside it.
 
 -- +goose Up
 
@@ -215,7 +217,8 @@ create table expiry.traces (
     updated_at       timestamptz not null default clock_timestamp()
 );
 
--- What the broker gave up on. The same event given up on again is the same row.
+-- What the broker gave up on. The same event given up on again is the same row; two events under one id, which a person
+-- may send, are two.
 create table expiry.dead_letters (
     dead_letter_id bigint generated always as identity primary key,
     received_at    timestamptz not null default clock_timestamp(), -- the last time
@@ -232,7 +235,7 @@ create table expiry.dead_letters (
     replayed_at    timestamptz
 );
 -- Hashed, since an index entry has a size limit and a sender's id has none.
-create unique index dead_letters_of_event on expiry.dead_letters (md5(event_source), md5(event_id));
+create unique index dead_letters_of_event on expiry.dead_letters (md5(event_source), md5(event_id), md5(event));
 
 -- +goose Down
 drop schema expiry cascade;
