@@ -17,8 +17,8 @@ type grants struct{ print, to string }
 
 func grantFlags(c *cobra.Command) *grants {
 	var g grants
-	c.Flags().StringVar(&g.print, "print-grants", "", "only print the SQL that lets `ROLE` run the service, for the tables' owner; needs no database")
-	c.Flags().StringVar(&g.to, "grant-to", "", "afterwards grant `ROLE` what the service needs; for that log in as the tables' owner")
+	c.Flags().StringVar(&g.print, "print-grants", "", "only print the psql script that lets `ROLE` run the service, for the tables' owners; needs no database")
+	c.Flags().StringVar(&g.to, "grant-to", "", "afterwards grant `ROLE` what the service needs of the tables that who logs in owns")
 	c.MarkFlagsMutuallyExclusive("print-grants", "grant-to")
 	return &g
 }
@@ -47,7 +47,8 @@ func (g *grants) grant(ctx context.Context, sh shell, p config.Postgres) error {
 	if g.to == "" {
 		return nil
 	}
-	if err := postgres.Grant(ctx, p.URL().Reveal(), g.to); err != nil {
+	left := func(whose string) { _ = sh.say("left for its owner to grant: %s", whose) }
+	if err := postgres.Grant(ctx, p.URL().Reveal(), g.to, left); err != nil {
 		return err
 	}
 	return sh.say("granted to %s", g.to)

@@ -38,24 +38,52 @@ grant select (reservation_id, jupyter_target_group_arn, jupyter_rule_arn), updat
     on alb_target_groups to $role;
 `
 
-// ownGrants is what it needs of its own schema, now and after later migrations by the same owner. It may change no
-// table there, and its version least of all.
+// ownGrants is what it needs of its own schema, now and after later migrations by the same owner, whoever runs this. It
+// may change no table there, and its version least of all.
 const ownGrants = `-- Its own schema: every row, but no table.
 grant usage on schema expiry to $role;
 grant select, insert, update, delete on all tables in schema expiry to $role;
-alter default privileges in schema expiry grant select, insert, update, delete on tables to $role;
+do 'begin
+    execute (
+        select format(''alter default privileges for role %s in schema expiry
+            grant select, insert, update, delete on tables to $nested'', relowner::regrole)
+        from pg_class where oid = ''expiry.schema_version''::regclass
+    );
+end';
 revoke insert, update, delete on expiry.schema_version from $role;
 revoke all on expiry.migration_lock from $role;
 `
 
-// Grants returns the SQL that lets a role run the service and nothing more, for whoever owns the platform's tables and
-// schema expiry. It may be run again at any time.
-func Grants(role string) string {
-	return strings.ReplaceAll(platformGrants+ownGrants, "$role", pgx.Identifier{role}.Sanitize())
+// parts of what is granted, each by the owner of a table: they need not be one role.
+var parts = []struct{ whose, table, grants string }{
+	{"the platform's tables", "relname = 'reservations' and pg_table_is_visible(oid)", platformGrants},
+	{"schema expiry", "relname = 'schema_version' and relnamespace = (select oid from pg_namespace where nspname = 'expiry')", ownGrants},
 }
 
-// Grant runs Grants as the owner that url logs in as, all of it or nothing. It is idempotent.
-func Grant(ctx context.Context, url, role string) error {
+// owns asks whether whoever runs it may grant what is of a table.
+const owns = "select coalesce(bool_or(pg_has_role(relowner, 'usage')), false) as owned from pg_class where "
+
+// Grants returns a script for psql that lets a role run the service and nothing more. It grants what its runner owns,
+// each part whole or not at all, and says what is left for another owner. It may be run again at any time.
+func Grants(role string) string {
+	script := "\\set ON_ERROR_STOP on\n"
+	for _, part := range parts {
+		script += "\n-- For the owner of " + part.whose + ".\n" + owns + part.table + " \\gset\n" +
+			"\\if :owned\nbegin;\n" + grantsTo(part.grants, role) + "commit;\n" +
+			"\\else\n\\warn 'left for its owner to grant: " + strings.ReplaceAll(part.whose, "'", "''") + "'\n\\endif\n"
+	}
+	return script
+}
+
+func grantsTo(grants, role string) string {
+	name := pgx.Identifier{role}.Sanitize()
+	nested := strings.NewReplacer("'", "''''", "%", "%%").Replace(name) // in a format that is quoted twice
+	return strings.NewReplacer("$role", name, "$nested", nested).Replace(grants)
+}
+
+// Grant grants what the owner that url logs in as owns, each part whole or not at all, and calls left for what another
+// owner has to grant. It is idempotent, and fails where there is nothing that it could grant.
+func Grant(ctx context.Context, url, role string, left ...func(whose string)) error {
 	config, err := connConfig(url)
 	if err != nil {
 		return err
@@ -63,8 +91,25 @@ func Grant(ctx context.Context, url, role string) error {
 	config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol // several statements, which are one transaction
 	db := stdlib.OpenDB(*config)
 	defer func() { _ = db.Close() }()
-	if _, err := db.ExecContext(ctx, Grants(role)); err != nil {
-		return fmt.Errorf("grant to %s what the service needs (only the owner of the tables may): %w", role, err)
+	granted := false
+	for _, part := range parts {
+		var owned bool
+		if err := db.QueryRowContext(ctx, owns+part.table).Scan(&owned); err != nil {
+			return fmt.Errorf("ask who owns %s: %w", part.whose, err)
+		}
+		if !owned {
+			for _, tell := range left {
+				tell(part.whose)
+			}
+			continue
+		}
+		granted = true
+		if _, err := db.ExecContext(ctx, grantsTo(part.grants, role)); err != nil {
+			return fmt.Errorf("grant to %s what the service needs of %s: %w", role, part.whose, err)
+		}
+	}
+	if !granted {
+		return fmt.Errorf("grant to %s what the service needs: only the owner of the tables may", role)
 	}
 	return nil
 }

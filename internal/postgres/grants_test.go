@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"net/url"
 	"os"
 	"regexp"
 	"strconv"
@@ -76,6 +77,61 @@ func TestATableThatALaterMigrationAddsIsGrantedAtOnce(t *testing.T) {
 	require.NoError(t, err)
 	_, err = conn.Exec(t.Context(), "insert into expiry.later values (1)")
 	require.NoError(t, err)
+}
+
+// Two roles may own what there is, and neither may grant the other's.
+func TestEachOwnerGrantsItsOwn(t *testing.T) {
+	t.Parallel()
+	platform := stacktest.EmptyDatabase(t)
+	super := connect(t, at(t, stacktest.Env(t, "STACK_POSTGRES_URL"), platform, nil))
+	run := func(c *pgx.Conn, statements string) {
+		t.Helper()
+		_, err := c.PgConn().Exec(t.Context(), statements).ReadAll()
+		require.NoError(t, err, statements)
+	}
+	const name = "the owner of a schema"
+	role := pgx.Identifier{name}.Sanitize()
+	run(super, "drop role if exists "+role+"; create role "+role+" login password 'test'")
+	t.Cleanup(func() {
+		_, _ = super.Exec(context.Background(), "drop owned by "+role+" cascade")
+		_, _ = super.Exec(context.Background(), "drop role "+role)
+	})
+	require.NoError(t, postgres.MigratePlatformTables(t.Context(), platform))
+	run(super, "drop schema expiry cascade; grant create on database "+pgx.Identifier{super.Config().Database}.Sanitize()+" to "+role)
+	schema := at(t, platform, platform, url.UserPassword(name, "test"))
+	require.NoError(t, postgres.Migrate(t.Context(), schema))
+
+	service := stacktest.ServiceRole(t)
+	var left []string
+	note := func(whose string) { left = append(left, whose) }
+	require.NoError(t, postgres.Grant(t.Context(), platform, service, note))
+	require.NoError(t, postgres.Grant(t.Context(), schema, service, note))
+	require.Equal(t, []string{"schema expiry", "the platform's tables"}, left)
+	require.ErrorContains(t, postgres.Grant(t.Context(), stacktest.AsService(t, platform), service), "only the owner")
+
+	conn := connect(t, stacktest.AsService(t, platform))
+	run(connect(t, schema), "create table expiry.later (n int)")
+	run(conn, "select reservation_id from reservations; insert into expiry.later values (1)")
+
+	// Nor has a superuser's run to do with whose the tables are.
+	run(super, "alter default privileges for role "+role+" in schema expiry revoke all on tables from "+service)
+	run(super, regexp.MustCompile(`(?m)^(\\|select coalesce).*$`).ReplaceAllString(postgres.Grants(service), ""))
+	run(connect(t, schema), "create table expiry.latest (n int)")
+	run(conn, "insert into expiry.latest values (1)")
+}
+
+// at returns the address of another's database, as who is given, else as the address says.
+func at(t *testing.T, address, database string, who *url.Userinfo) string {
+	t.Helper()
+	to, err := url.Parse(address)
+	require.NoError(t, err)
+	other, err := url.Parse(database)
+	require.NoError(t, err)
+	to.Path = other.Path
+	if who != nil {
+		to.User = who
+	}
+	return to.String()
 }
 
 func TestGrantsMayBeRunAgainAndNameTheRoleSafely(t *testing.T) {
