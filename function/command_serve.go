@@ -46,6 +46,7 @@ func serve(ctx context.Context, sh shell) error {
 	}
 	s := newServer(parts{
 		delivery: cfg.Delivery, entry: cfg.Entry, db: w.db, sweeper: w.sweeper, actions: w.actions, telemetry: w.telemetry, lives: w.lives, log: log,
+		comeWithin: sh.comeWithin,
 	})
 	s.entry.announce(cfg.Entry)
 	return s.serve(ctx, listener)

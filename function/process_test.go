@@ -157,7 +157,7 @@ func TestSIGTERMLetsATickFinishAndTakesNoMore(t *testing.T) {
 	case err := <-p.exited:
 		p.exited <- nil
 		require.NoError(t, err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(2 * comeWithin):
 		t.Fatal("it does not end")
 	}
 	var outcome string
@@ -174,7 +174,7 @@ func TestAnIdleProcessEndsSoon(t *testing.T) {
 	case err := <-p.exited:
 		p.exited <- nil
 		require.NoError(t, err)
-	case <-time.After(5 * time.Second):
+	case <-time.After(2 * comeWithin):
 		t.Fatal("it does not end")
 	}
 }

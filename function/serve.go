@@ -18,10 +18,10 @@ import (
 
 const (
 	// A process that is told to end has 25 s: this for what is sent to it by those who have not heard of it yet (a Service
-	// forgets an instance at the moment it is told to end, not before), then finishWithin for what is under way, then
-	// handBackWithin, then telemetry.
-	comeWithin     = 2 * time.Second
-	finishWithin   = 12 * time.Second
+	// begins to forget an instance at the moment it is told to end, and each node takes its time), then finishWithin for
+	// what is under way, then handBackWithin, then telemetry.
+	comeWithin     = 5 * time.Second
+	finishWithin   = 9 * time.Second
 	handBackWithin = 5 * time.Second
 	// cutOffAfter is for sends to other instances of the service, which have no reason to hurry.
 	cutOffAfter = 17 * time.Second
@@ -55,11 +55,13 @@ type parts struct {
 	telemetry *telemetry.Telemetry
 	lives     lives
 	log       *slog.Logger
+
+	comeWithin time.Duration
 }
 
 func newServer(p parts) *server {
 	out := newOutgoing(p.delivery, p.entry, p.telemetry)
-	s := &server{entry: newEntry(p.entry, p.log), transport: out.transport, log: p.log, comeWithin: comeWithin, finishWithin: finishWithin, handBackWithin: handBackWithin}
+	s := &server{entry: newEntry(p.entry, p.log), transport: out.transport, log: p.log, comeWithin: p.comeWithin, finishWithin: finishWithin, handBackWithin: handBackWithin}
 	dispatcher := dispatch.New(p.db, out.build, out.followUps, dispatch.Options{Grace: cutOffAfter, Log: p.log})
 	var sendDue func(context.Context) error
 	switch {

@@ -26,10 +26,11 @@ type shell struct {
 	screen, errScreen report.Screen
 	watched           bool
 	clock             func() time.Time // this machine's, which decides nothing: the database's does
+	comeWithin        time.Duration    // how long a server that is told to end takes what is on its way to it
 }
 
 func theShell() shell {
-	sh := shell{environ: os.Environ(), out: os.Stdout, err: os.Stderr, clock: time.Now}
+	sh := shell{environ: os.Environ(), out: os.Stdout, err: os.Stderr, clock: time.Now, comeWithin: comeWithin}
 	sh.screen, _ = screenOf(os.Stdout)
 	sh.errScreen, sh.watched = screenOf(os.Stderr)
 	return sh
