@@ -65,7 +65,7 @@ func sweepOnce(ctx context.Context, sh shell, flags sweepFlags) error {
 		return usageError{err}
 	}
 	log := telemetry.NewLogger(sh.err, cfg.Log.Format, slog.LevelInfo)
-	if sh.watched { // by somebody who reads the answer instead
+	if sh.watched || flags.dryRun && *flags.output == asTable { // by somebody who reads the answer instead
 		log = telemetry.NewLogger(sh.err, "text", slog.LevelWarn)
 	}
 	slog.SetDefault(log)

@@ -43,6 +43,8 @@ func TestADryRunPrintsWhatASweepWouldDoAndChangesNothing(t *testing.T) {
 	require.Contains(t, r.out, "left alone  1: expires_at is NULL")
 	require.Contains(t, r.out, "nothing was changed")
 	require.NotContains(t, r.out, quiet)
+	require.Contains(t, r.err, "level=WARN")
+	require.NotContains(t, r.err, "{", "who reads a table reads no JSON beside it")
 
 	var result struct {
 		DryRun  bool                             `json:"dryRun"`
