@@ -21,21 +21,25 @@ func TestAStrangersSnapshotIsCountedByWhoeverHasNotYet(t *testing.T) {
 	for name, c := range map[string]struct {
 		seen    []seen // snap-0, snap-1, …
 		awaited int
+		counted time.Duration // ago; 0: just now
 		want    map[string]disk.SnapshotState
 	}{
-		"under way, and awaited":           {[]seen{{time.Minute, pending}}, 1, map[string]disk.SnapshotState{"snap-0": pending}},
-		"under way, its maker is slow":     {[]seen{{time.Second, pending}}, 0, map[string]disk.SnapshotState{"snap-0": pending}},
-		"completed, and awaited":           {[]seen{{time.Minute, completed}}, 1, map[string]disk.SnapshotState{"snap-0": pending}},
-		"failed, and awaited":              {[]seen{{time.Minute, failed}}, 1, map[string]disk.SnapshotState{"snap-0": pending}},
-		"completed long ago":               {[]seen{{time.Hour, completed}}, 0, map[string]disk.SnapshotState{"snap-0": completed}},
-		"failed long ago":                  {[]seen{{time.Hour, failed}}, 0, map[string]disk.SnapshotState{"snap-0": failed}},
-		"completed, too young to tell":     {[]seen{{time.Minute, completed}}, 0, nil},
-		"just old enough":                  {[]seen{{disk.AdoptAfter, completed}}, 0, map[string]disk.SnapshotState{"snap-0": completed}},
-		"of two the newest is awaited":     {[]seen{{2 * time.Hour, completed}, {time.Hour, completed}}, 1, map[string]disk.SnapshotState{"snap-0": completed, "snap-1": pending}},
-		"a failed one before a newer":      {[]seen{{2 * time.Hour, failed}, {time.Hour, completed}}, 1, map[string]disk.SnapshotState{"snap-0": pending, "snap-1": completed}},
-		"one under way is what they await": {[]seen{{time.Hour, completed}, {2 * time.Hour, pending}}, 1, map[string]disk.SnapshotState{"snap-0": completed, "snap-1": pending}},
-		"in the recycle bin":               {[]seen{{time.Hour, disk.SnapshotRecoverable}}, 1, nil},
-		"fewer pending than in the books":  {[]seen{{time.Hour, completed}}, -2, map[string]disk.SnapshotState{"snap-0": completed}},
+		"under way, and awaited":           {[]seen{{time.Minute, pending}}, 1, time.Hour, map[string]disk.SnapshotState{"snap-0": pending}},
+		"under way, its maker is slow":     {[]seen{{time.Second, pending}}, 0, time.Hour, map[string]disk.SnapshotState{"snap-0": pending}},
+		"completed, and awaited":           {[]seen{{time.Minute, completed}}, 1, time.Hour, map[string]disk.SnapshotState{"snap-0": pending}},
+		"failed, and awaited":              {[]seen{{time.Minute, failed}}, 1, time.Hour, map[string]disk.SnapshotState{"snap-0": pending}},
+		"completed long ago":               {[]seen{{time.Hour, completed}}, 0, time.Hour, map[string]disk.SnapshotState{"snap-0": completed}},
+		"failed long ago":                  {[]seen{{time.Hour, failed}}, 0, time.Hour, map[string]disk.SnapshotState{"snap-0": failed}},
+		"completed, too young to tell":     {[]seen{{time.Minute, completed}}, 0, time.Hour, nil},
+		"just old enough":                  {[]seen{{disk.AdoptAfter, completed}}, 0, time.Hour, map[string]disk.SnapshotState{"snap-0": completed}},
+		"of two the newest is awaited":     {[]seen{{2 * time.Hour, completed}, {time.Hour, completed}}, 1, time.Hour, map[string]disk.SnapshotState{"snap-0": completed, "snap-1": pending}},
+		"a failed one before a newer":      {[]seen{{2 * time.Hour, failed}, {time.Hour, completed}}, 1, time.Hour, map[string]disk.SnapshotState{"snap-0": pending, "snap-1": completed}},
+		"one under way is what they await": {[]seen{{time.Hour, completed}, {2 * time.Hour, pending}}, 1, time.Hour, map[string]disk.SnapshotState{"snap-0": completed, "snap-1": pending}},
+		"what they await is not listed":    {[]seen{{2 * time.Hour, completed}, {time.Hour, completed}}, 1, 0, map[string]disk.SnapshotState{"snap-0": completed}},
+		"it has just been counted":         {[]seen{{time.Minute, completed}}, 1, 0, map[string]disk.SnapshotState{"snap-0": pending}},
+		"it would be listed by now":        {[]seen{{time.Hour, completed}}, 1, disk.AdoptAfter, map[string]disk.SnapshotState{"snap-0": pending}},
+		"in the recycle bin":               {[]seen{{time.Hour, disk.SnapshotRecoverable}}, 1, time.Hour, nil},
+		"fewer pending than in the books":  {[]seen{{time.Hour, completed}}, -2, time.Hour, map[string]disk.SnapshotState{"snap-0": completed}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -44,7 +48,7 @@ func TestAStrangersSnapshotIsCountedByWhoeverHasNotYet(t *testing.T) {
 				unknown = append(unknown, disk.Snapshot{ID: "snap-" + string(rune('0'+i)), State: s.state, StartedAt: now.Add(-s.age)})
 			}
 			got := map[string]disk.SnapshotState{}
-			for _, a := range disk.Adopt(unknown, c.awaited, now) {
+			for _, a := range disk.Adopt(unknown, c.awaited, now.Add(-c.counted), now) {
 				got[a.Snapshot.ID] = a.As
 			}
 			if c.want == nil {
@@ -73,7 +77,7 @@ func TestAdoptionCountsEachSnapshotOnceInAnyOrder(t *testing.T) {
 			unknown = append(unknown, s)
 		}
 		awaited := rapid.IntRange(-2, 8).Draw(t, "awaited")
-		adopted := disk.Adopt(unknown, awaited, now)
+		adopted := disk.Adopt(unknown, awaited, now.Add(-time.Hour), now)
 		if len(adopted) != len(unknown) {
 			t.Fatalf("%d of %d adopted", len(adopted), len(unknown))
 		}
@@ -89,6 +93,6 @@ func TestAdoptionCountsEachSnapshotOnceInAnyOrder(t *testing.T) {
 			t.Fatalf("%d are still to be counted, not %d", toCount, want)
 		}
 		slices.Reverse(unknown)
-		require.Equal(t, adopted, disk.Adopt(unknown, awaited, now))
+		require.Equal(t, adopted, disk.Adopt(unknown, awaited, now.Add(-time.Hour), now))
 	})
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // How long after its end a reservation's cleanup is begun by itself. Older ones were cleaned up by others, or hold a
-// disk and are found by that.
+// disk and are found by that. Time in which no whole sweep looked, in an outage or a pause, does not count.
 const (
 	FailedWindow = 24 * time.Hour
 	EndedWindow  = 7 * 24 * time.Hour
@@ -54,13 +54,17 @@ const forCleanup = `not exists (select from expiry.snapshots aside
 		                   where aside.reservation_id = f.reservation_id and aside.intent_id::text = f.key
 		                     and aside.volume_aside_at is not null and aside.volume_deleted_at is null)`
 
+// lookedAt is when a sweep last looked at everything, now where none has. least() passes over null.
+const lookedAt = `least(@now::timestamptz,
+	           (select max(w.started_at) from expiry.sweeps w where w.outcome = 'completed' and not w.paused))`
+
 // leftovers selects ended reservations whose cleanup is not done and that nobody is asked to do: never begun since they
 // ended, within the window or while they hold a disk, or begun and not settled.
 var leftovers = `
 	select r.reservation_id, r.status, false as begun
 	from reservations r
 	where r.status in ('expired', 'cancelled', 'failed')
-	  and (` + endedAt + ` > @now::timestamptz - case r.status when 'failed' then @failed_window::interval else @ended_window::interval end
+	  and (` + endedAt + ` > ` + lookedAt + ` - case r.status when 'failed' then @failed_window::interval else @ended_window::interval end
 	       or exists (select from disks d where d.reservation_id = r.reservation_id and d.in_use))
 	  and not exists (select from expiry.cleanups c where c.reservation_id = r.reservation_id
 	                  and (c.settled_at is null or not ` + endedAgain + `))

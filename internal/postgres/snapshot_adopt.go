@@ -150,16 +150,17 @@ func adoptStrangers(ctx context.Context, tx pgx.Tx, key disk.Key, strangers []di
 		return 0, nil
 	}
 	var awaited int
-	var now time.Time
+	var counted, now time.Time
 	err := tx.QueryRow(ctx, `
-		select coalesce((select pending_snapshot_count from disks where user_id = $1 and disk_name = $2), 0)
+		select coalesce(d.pending_snapshot_count, 0)
 		     - (select count(*) from expiry.snapshots where user_id = $1 and disk_name = $2 and state = 'pending'),
-		       clock_timestamp()`, key.User, key.Name).Scan(&awaited, &now)
+		       coalesce(case when isfinite(d.last_updated) then d.last_updated end, 'epoch'), clock_timestamp()
+		from (values (1)) one left join disks d on d.user_id = $1 and d.disk_name = $2`, key.User, key.Name).Scan(&awaited, &counted, &now)
 	if err != nil {
 		return 0, err
 	}
 	adopted := 0
-	for _, a := range disk.Adopt(strangers, awaited, now) {
+	for _, a := range disk.Adopt(strangers, awaited, counted, now) {
 		s := a.Snapshot
 		var intent uuid.UUID
 		err := tx.QueryRow(ctx, `

@@ -137,7 +137,7 @@ func (p *people) backUp(w *world, r *reservation) {
 	if p.write(w, r, statement{`update disks set is_backing_up = true, pending_snapshot_count = pending_snapshot_count + 1, last_updated = $3
 		where user_id = $1 and disk_name = $2`, []any{r.user, r.disk, w.now()}}) {
 		s := w.outside.EC2.Snap(v, tags, "periodic backup")
-		s.Listed, s.Known = time.Time{}, time.Time{} // else an older one may be taken for it, and be counted again
+		s.Listed = w.now().Add(w.between(0, 90*time.Second))
 		w.say("platform", "backs %s up as %s", r.disk, s.ID)
 	}
 }

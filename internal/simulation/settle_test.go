@@ -105,7 +105,7 @@ func (c *checks) settled(busy bool) bool {
 			whole = false
 			continue
 		}
-		if o.Settled {
+		if o.Settled && !c.podLeft(r) {
 			c.checked[cleanedUp]++
 			continue
 		}
@@ -128,6 +128,9 @@ func (c *checks) nameTaken(r *reservation) bool {
 	return column[bool](c.w.data, `select exists (select from reservations where reservation_id <> $1 and pod_name = $2
 		and status in ('pending', 'queued', 'preparing', 'active'))`, r.id, r.podName)[0]
 }
+
+// podLeft reports whether an ended reservation's pod is there although its name is free: the next tick finds it.
+func (c *checks) podLeft(r *reservation) bool { return c.w.people.podOf(c.w, r) && !c.nameTaken(r) }
 
 // domainShared reports whether another reservation ever had the domain of this one. While it lives the record is left
 // to it, and nobody knows of the record any more when it has ended without taking it over.

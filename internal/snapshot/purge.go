@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
@@ -47,7 +48,7 @@ func (p *Purge) Handle(ctx context.Context, f postgres.FollowUp) (result followu
 		return p.kept(ctx, f.Key, "it is not ours"), nil
 	}
 	if !known {
-		if _, err := p.Store.AdoptSnapshots(ctx, []disk.Snapshot{seen}); err != nil {
+		if err := p.adopt(ctx, seen.Key(), account); err != nil {
 			return followup.Result{}, err
 		}
 		if s, known, err = p.Store.SnapshotByID(ctx, f.Key); err != nil || !known {
@@ -66,6 +67,16 @@ func (p *Purge) Handle(ctx context.Context, f postgres.FollowUp) (result followu
 		return followup.Done("purged"), nil
 	}
 	return followup.LookAgain(growing(0)), nil // its sync counts it first
+}
+
+// adopt takes a disk's snapshots into the books: all of them, since which one somebody awaits shows only then.
+func (p *Purge) adopt(ctx context.Context, key disk.Key, account string) error {
+	all, err := p.EC2.FindSnapshots(ctx, key.Tags())
+	if err != nil {
+		return err
+	}
+	_, err = p.Store.AdoptSnapshots(ctx, slices.DeleteFunc(all, func(s disk.Snapshot) bool { return !disk.Ours(s, account) }))
+	return err
 }
 
 func (p *Purge) purge(ctx context.Context, s postgres.SnapshotRecord, seen disk.Snapshot, account string) (followup.Result, error) {

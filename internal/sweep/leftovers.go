@@ -123,7 +123,8 @@ func goingAlready(p pod.Pod, now time.Time) bool {
 }
 
 // ownerOf returns the ended reservation to which a pod belongs, nil where there is none; what then says how the pod
-// is counted. A live reservation with the pod's name has it.
+// is counted. A live reservation with the pod's name has it. Several may have had the name, and users cancel what has
+// ended long ago, so that its life reaches into another's: whoever was seen with the pod has it, else who started last.
 func ownerOf(p pod.Pod, candidates []postgres.PodCandidate) (owner *postgres.PodCandidate, what, why string) {
 	if len(candidates) == 0 {
 		return nil, "podsWithoutReservation", ""
@@ -133,7 +134,7 @@ func ownerOf(p pod.Pod, candidates []postgres.PodCandidate) (owner *postgres.Pod
 		return nil, "", ""
 	}
 	object := pod.Object{Namespace: p.Namespace, PodName: p.Name, UID: p.UID, Created: p.Created}
-	for i, c := range candidates {
+	for i, c := range slices.Backward(candidates) { // who started last comes first
 		ended := pod.Ended{PodName: c.PodName, Namespace: c.Namespace}
 		ended.Start, _ = c.Started.Time()
 		ended.End, _ = c.Ended.Time()
@@ -141,12 +142,15 @@ func ownerOf(p pod.Pod, candidates []postgres.PodCandidate) (owner *postgres.Pod
 			ended.UID = p.UID
 		}
 		verdict, reason := pod.BelongsTo(object, ended)
-		switch verdict {
-		case pod.Belongs:
-			return &candidates[i], "", reason
-		case pod.UnknownOwner:
+		switch {
+		case verdict == pod.Belongs && (owner == nil || ended.UID != ""):
+			owner, why = &candidates[i], reason
+		case verdict == pod.UnknownOwner:
 			what = "podsOfUnknownOwner"
 		}
+	}
+	if owner != nil {
+		return owner, "", why
 	}
 	if what == "" {
 		what = "podsWithoutReservation"

@@ -49,6 +49,32 @@ func TestEndedReservationsGetTheirCleanupWhoeverEndedThem(t *testing.T) {
 	}
 }
 
+func TestWhoEndedWhileNoSweepLookedGetsTheirCleanup(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		sweeps string
+		want   bool
+	}{
+		"a sweep has looked since":     {"('completed', now() - interval '1 hour', false)", false},
+		"none has looked for days":     {"('completed', now() - interval '5 days', false)", true},
+		"only while paused":            {"('completed', now() - interval '5 days', false), ('completed', now() - interval '1 hour', true)", true},
+		"only such as failed in parts": {"('completed', now() - interval '5 days', false), ('partial', now() - interval '1 hour', false)", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			id := w.insert(row{"status": "'failed'", "failed_at": ago(5 * 24 * time.Hour)})[0]
+			w.exec("insert into expiry.sweeps (sweep_id, trigger, outcome, started_at, paused) select gen_random_uuid(), 'test', * from (values " + c.sweeps + ") s")
+			w.sweep()
+			if !c.want {
+				require.Empty(t, w.followUps())
+				return
+			}
+			require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
+		})
+	}
+}
+
 func TestAnOldReservationThatHoldsADiskGetsItsCleanup(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -135,6 +161,32 @@ func TestAPodOfAnEndedReservationIsCleanedUpIfItIsItsOwn(t *testing.T) {
 			require.Equal(t, 1, r.Counts["straysRequested"])
 			require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
 			require.Zero(t, w.within(c).Counts["straysRequested"], "it is asked for once")
+		})
+	}
+}
+
+func TestAPodIsItsLastOwnersThoughAnOlderOneWasCancelledLater(t *testing.T) {
+	t.Parallel()
+	for name, seen := range map[string]int{"nobody saw it": -1, "it was seen": 1, "it was seen, of the older one": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, c := newWorld(t), newCluster()
+			created := time.Now().Add(-30*24*time.Hour - 2*time.Hour)
+			var ids []string
+			for i, ended := range []time.Duration{time.Hour, 30 * time.Minute} {
+				ids = append(ids, w.insert(row{"status": "'cancelled'", "pod_name": "'gpu-dev-again'", "reservation_ended": ago(30*24*time.Hour + ended),
+					"created_at": ago(time.Since(created) + time.Duration(2-i)*time.Minute)})[0])
+			}
+			c.add(pod.Pod{Name: "gpu-dev-again", UID: "own", Created: created})
+			if seen >= 0 {
+				w.exec("insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ('own', $1, 'gpu-dev', 'gpu-dev-again', now())", ids[seen])
+			}
+			w.within(c)
+			want := ids[1]
+			if seen == 0 {
+				want = ids[0]
+			}
+			require.Equal(t, []string{"cleanup " + want + " due"}, w.followUps())
 		})
 	}
 }
