@@ -176,10 +176,12 @@ func TestTheFinalNoticePromisesNothingOfVolumesThatNobodyNames(t *testing.T) {
 	w.stand(t)
 	w.exec(t, "update reservations set ebs_volume_id = null, disk_name = null")
 	w.exec(t, "delete from disks")
+	w.claims["gpu-dev/imagenet"] = pod.Claim{Namespace: "gpu-dev", Name: "imagenet", UID: "claim-2", VolumeName: "pv-imagenet"}
+	w.volumes["pv-imagenet"] = pod.PersistentVolume{Name: "pv-imagenet", UID: "pv-2", VolumeID: secondVolume, ClaimName: "imagenet", ClaimNamespace: "gpu-dev"}
 	p := w.pods[podKey]
-	p.HomeClaim = ""
+	p.Claims, p.HomeClaim = []string{"disk-alice", "imagenet"}, ""
 	w.pods[podKey] = p
-	w.tagged = []disk.Volume{{ID: volume}}
+	w.tagged = []disk.Volume{{ID: volume}, {ID: secondVolume}}
 	w.request(t)
 	w.deliver(t.Context(), t)
 	require.Contains(t, w.files[podName+"/RESERVATION_ENDED.txt"], "perhaps what is on this server's volumes")
