@@ -210,7 +210,7 @@ func (db *DB) WithVolumeSetAside(ctx context.Context, s SnapshotRecord, act func
 func (db *DB) VolumesSetAside(ctx context.Context, ids []string) ([]string, error) {
 	aside, err := query(ctx, db, pgx.RowTo[string], `
 		select distinct volume_id from expiry.snapshots
-		where volume_id = any($1::text[]) and (volume_aside_at is not null or detail like 'volume kept for good: %')`, orNone(ids))
+		where volume_id = any($1::text[]) and (volume_aside_at is not null or volume_kept_at is not null)`, orNone(ids))
 	if err != nil {
 		return nil, fmt.Errorf("look which of %d volumes are set aside: %w", len(ids), err)
 	}
@@ -220,7 +220,8 @@ func (db *DB) VolumesSetAside(ctx context.Context, ids []string) ([]string, erro
 // RecordVolumeKept records that a volume set aside stays for good, and for people why.
 func (db *DB) RecordVolumeKept(ctx context.Context, intent uuid.UUID, why string) error {
 	_, err := db.exec(ctx, `
-		update expiry.snapshots set volume_aside_at = null, detail = 'volume kept for good: ' || $2
+		update expiry.snapshots
+		set volume_aside_at = null, volume_kept_at = clock_timestamp(), detail = 'volume kept for good: ' || $2
 		where intent_id = $1 and volume_aside_at is not null and volume_deleted_at is null`, intent, why)
 	if err != nil {
 		return fmt.Errorf("record that the volume of snapshot intent %s is kept: %w", intent, err)

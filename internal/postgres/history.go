@@ -19,14 +19,15 @@ const over = `
 // history says which rows of ours are old news, by table. Each condition is on x, with $2 the age's limit.
 //
 // What was never announced, and a dead letter that nobody has replayed, are not. The rows that tell what has been dealt
-// with (pods, out-of-memory kills) outlive the pod that shows it.
+// with (pods, out-of-memory kills) outlive the pod that shows it, and those that tell of a volume kept for good that it is
+// no disk's any more stay with it.
 var history = []struct{ table, old string }{
 	{"follow_ups", `x.state = 'done' and x.finished_at < $2`},
 	{"facts", `x.occurred_at < $2 and x.published_at is not null`},
 	{"dead_letters", `x.received_at < $2 and x.replayed_at >= x.received_at`},
 	{"oom_kills", `x.recorded_at < $2 and ` + over},
 	{"pods", `x.first_seen_at < $2 and ` + over},
-	{"snapshots", `x.state = 'purged' and x.settled_at < $2`},
+	{"snapshots", `x.state = 'purged' and x.settled_at < $2 and x.volume_kept_at is null`},
 	{"cleanups", `x.settled_at < $2`},
 	{"traces", `x.updated_at < $2
 	     and not exists (select from reservations r where r.reservation_id = x.reservation_id)

@@ -141,6 +141,20 @@ func TestAVolumeSetAsideThatStaysForGoodIsSaidSoAndKeepsNoSnapshot(t *testing.T)
 	require.True(t, w.exists(t))
 }
 
+func TestAVolumeKeptForGoodIsNoDisksThoughItsSnapshotIsGone(t *testing.T) {
+	t.Parallel()
+	w, id := setAside(t)
+	w.use(snapshot.Options{KeepVolumes: true})
+	require.Equal(t, "volume_kept", w.deliver(t, postgres.SnapshotSync).Outcome)
+	s, _, err := w.db.SnapshotByID(t.Context(), id)
+	require.NoError(t, err)
+	_, err = w.db.VanishedSnapshot(t.Context(), s)
+	require.NoError(t, err)
+	aside, err := w.db.VolumesSetAside(t.Context(), []string{w.volume})
+	require.NoError(t, err)
+	require.Equal(t, []string{w.volume}, aside)
+}
+
 func TestAVolumeSetAsideIsSeenToThoughItsCleanupIsForgotten(t *testing.T) {
 	t.Parallel()
 	w, id := setAside(t)

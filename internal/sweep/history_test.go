@@ -37,6 +37,9 @@ func TestHistoryIsForgottenWhenItIsOver(t *testing.T) {
 		`insert into expiry.cleanups (reservation_id, reason, requested_at, settled_at) values
 		     ('old', '', ` + old + `, ` + old + `), ('open', '', ` + old + `, null), ('keep', '', ` + old + `, ` + young + `)`,
 		`insert into expiry.cleanup_steps (reservation_id, step) values ('old', 'pod'), ('open', 'pod')`,
+		`insert into expiry.snapshots (intent_id, snapshot_id, user_id, disk_name, state, settled_at, volume_kept_at) values
+		     (gen_random_uuid(), 'old', '', '', 'purged', ` + old + `, null), (gen_random_uuid(), 'keep', '', '', 'purged', ` + young + `, null),
+		     (gen_random_uuid(), 'keep, has a volume', '', '', 'purged', ` + old + `, ` + old + `)`,
 		`insert into expiry.sweeps (sweep_id, trigger, started_at, outcome) values
 		     ('00000000-0000-0000-0000-000000000001', 'old', ` + old + `, 'completed'),
 		     ('00000000-0000-0000-0000-000000000002', 'keep', ` + young + `, 'abandoned')`,
@@ -53,6 +56,7 @@ func TestHistoryIsForgottenWhenItIsOver(t *testing.T) {
 	require.Equal(t, []string{"keep", "keep, open", "keep, young"}, w.texts("select uid from expiry.pods order by 1"))
 	require.Equal(t, []string{"keep", "open"}, w.texts("select reservation_id from expiry.cleanups order by 1"))
 	require.Equal(t, []string{"open"}, w.texts("select reservation_id from expiry.cleanup_steps"))
+	require.Equal(t, []string{"keep", "keep, has a volume"}, w.texts("select snapshot_id from expiry.snapshots order by 1"))
 	require.Equal(t, []string{"keep"}, w.texts("select trigger from expiry.sweeps where trigger <> $1", event.Ping))
 	require.Equal(t, []string{"00000000-0000-0000-0000-000000000002", "a"}, w.texts("select subject from expiry.fact_sequences where subject ~ '^0000|^a$' order by 1"))
 }
