@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -18,7 +19,7 @@ func (p *people) act(w *world) {
 	}
 	r := p.all[w.rand.IntN(len(p.all))]
 	acts := []func(*world, *reservation){p.extend, p.extend, p.cancel, p.deletePod, p.die, p.oom, p.loseNode, p.again, p.again, p.again,
-		p.deleteDisk, p.restoreDisk, p.backUp, p.forge, p.forge, p.forget, p.days}
+		p.deleteDisk, p.restoreDisk, p.backUp, p.forge, p.forge, p.forget, p.days, p.pause, p.revive}
 	acts[w.rand.IntN(len(acts))](w, r)
 }
 
@@ -103,7 +104,7 @@ func (p *people) again(w *world, r *reservation) {
 	}
 	n := p.reserve(w, r.user, like)
 	n.disk, n.domain = r.disk, r.domain
-	if v := w.outside.EC2.Volume(r.volume); v != nil && w.oneIn(3) {
+	if v := w.outside.EC2.Volume(r.volume); v != nil && (w.service.keep || w.oneIn(3)) {
 		n.volume = r.volume
 		w.say(r.user, "will have the very volume %s", n.volume)
 	}
@@ -186,6 +187,28 @@ func (p *people) days(w *world, _ *reservation) {
 	d := w.between(24*time.Hour, 9*24*time.Hour)
 	w.say("world", "%s go by", d)
 	w.outside.Advance(d)
+}
+
+// pause has an operator pause the service for a while.
+func (p *people) pause(w *world, _ *reservation) {
+	during := w.between(time.Minute, 12*time.Minute)
+	w.data.tell()
+	if _, err := w.data.db.Pause(context.Background(), "maintenance", during); err == nil {
+		w.say("operator", "pauses for %s", during)
+	}
+}
+
+// revive has the platform bring a reservation that ended back to life. In the midst of somebody's work it does not:
+// nobody could help what has begun.
+func (p *people) revive(w *world, r *reservation) {
+	if !r.healthy || w.depth > 0 || !slices.Contains([]string{"expired", "cancelled", "failed"}, status(w, r.id)) {
+		return
+	}
+	ends := w.between(5*time.Minute, 40*time.Minute)
+	if p.write(w, r, statement{`update reservations set status = 'active', expires_at = $2, reservation_ended = null, failed_at = null, cancelled_at = null
+		where reservation_id = $1`, []any{r.id, w.now().Add(ends)}}) {
+		w.say("platform", "brings %s back to life for %s", r.id, ends)
+	}
 }
 
 // broken makes a row that makes no sense, in one way or another. It must not be in anybody's way.

@@ -243,6 +243,9 @@ func (c *checks) heard(e ce.Event) {
 
 // swept judges a sweep during which nothing went wrong.
 func (c *checks) swept(r sweep.Result) {
+	if r.Paused != nil {
+		return
+	}
 	c.require(brokenAlone, r.Outcome == sweep.Completed, "nothing went wrong, and the sweep is %s: %v", r.Outcome, r.Failures)
 	type late struct{ ID string }
 	left := read[late](c.w.data, `
@@ -251,6 +254,26 @@ func (c *checks) swept(r sweep.Result) {
 		  and coalesce(launched_at, created_at) <= expires_at and user_id is distinct from 'broken' and master_reservation_id is null`, grace, r.StartedAt)
 	for _, l := range left {
 		c.require(brokenAlone, false, "%s is overdue, and a whole sweep has left it", l.ID)
+	}
+}
+
+// paused judges a sweep for which somebody may have paused the service.
+func (c *checks) paused(r sweep.Result) {
+	for _, d := range r.Decided {
+		ends := d.Action == sweep.Expire || d.Action == sweep.Fail || d.Action == sweep.Cancel
+		c.require(neverEarly, r.Paused == nil || !ends, "while paused: %s %s", d.Action, d.ReservationID)
+	}
+}
+
+// rehearsed judges a dry run.
+func (c *checks) rehearsed(run func()) {
+	c.step()
+	touched, writes, nested := c.touched, c.w.data.writes, c.w.faults.counted["races: something in between"]
+	run()
+	writes = c.w.data.writes - writes
+	c.step()
+	if nested == c.w.faults.counted["races: something in between"] {
+		c.require(eventsAreHints, c.touched == touched && writes == 0, "a dry run has changed something, in %d statements", writes)
 	}
 }
 

@@ -33,6 +33,7 @@ type database struct {
 	wrote  map[*pgx.Conn]writing // in a transaction that is open
 	now    writing               // by the statement that runs
 	dirty  writing               // and committed, and the checks have not seen it
+	writes int                   // of the service's, so far
 	worlds int                   // so far
 }
 
@@ -233,6 +234,9 @@ func (d *database) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx
 
 // TraceQueryEnd is called after each statement of the service's.
 func (d *database) TraceQueryEnd(_ context.Context, conn *pgx.Conn, data pgx.TraceQueryEndData) {
+	if data.CommandTag.RowsAffected() > 0 && !data.CommandTag.Select() {
+		d.writes++
+	}
 	switch {
 	case data.CommandTag.String() == "COMMIT":
 		d.dirty.add(d.wrote[conn])

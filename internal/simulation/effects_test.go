@@ -123,15 +123,17 @@ func (c *checks) diskChanged(ch change, before, after *row, service bool) {
 	c.checked[diskSettled]++
 }
 
-// named reports whether anything that the service can read names the volume. The pod does, too, but it may be gone.
+// named reports whether the service can know of the volume. Who was never launched had no time to write to one: unless
+// something names it, the pod that did being gone, it is not sought.
 func (c *checks) named(v *model.Volume, holder string) bool {
 	return column[bool](c.w.data, `
-		select exists (select from reservations where reservation_id = $1 and ebs_volume_id = $2)
+		select exists (select from reservations where reservation_id = $1 and (launched_at is not null or ebs_volume_id = $2))
 		    or exists (select from disks where ebs_volume_id = $2) or exists (select from expiry.cleanups where reservation_id = $1 and volume_id = $2)`,
 		holder, v.ID)[0]
 }
 
-// held reports whether a completed snapshot has all that a volume has, and whether one of our own is pending.
+// held reports whether a completed snapshot has all that a volume has, and whether one that its owner's cleanup has made
+// is pending.
 func (c *checks) held(v *model.Volume) (held, open bool) {
 	last := c.w.outside.EC2.LastWrite(v)
 	for _, s := range c.w.outside.EC2.Snapshots() {
@@ -139,7 +141,7 @@ func (c *checks) held(v *model.Volume) (held, open bool) {
 			continue
 		}
 		held = held || s.State == disk.SnapshotCompleted && !s.Holds.Before(last)
-		open = open || s.State == disk.SnapshotPending && s.Tags[disk.TagReservation] != ""
+		open = open || s.State == disk.SnapshotPending && s.Tags[disk.TagReservation] == v.Owner
 	}
 	return held, open
 }

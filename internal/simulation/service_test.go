@@ -38,6 +38,7 @@ type service struct {
 	dispatcher *dispatch.Dispatcher
 	announcer  *dispatch.Announcer
 	own        bool // it is its own sink: rows are sent as they become due
+	keep       bool // KEEP_VOLUMES
 	polling    bool
 	due        *time.Time // of the row that comes next
 	begun      int        // processes
@@ -45,7 +46,7 @@ type service struct {
 
 func newService(w *world) *service {
 	log := slog.New(slog.DiscardHandler)
-	s := &service{w: w, store: store{w.data.db, w}, own: w.oneIn(2)}
+	s := &service{w: w, store: store{w.data.db, w}, own: w.oneIn(2), keep: w.oneIn(10)}
 	kube := cluster{w, w.outside.Cluster, map[string][]pod.Pod{}}
 	ec2, aws := amazon{w, w.outside.EC2}, services{w, w.outside.Network}
 	sleep := func(ctx context.Context, d time.Duration) error {
@@ -61,7 +62,7 @@ func newService(w *world) *service {
 		}
 	}
 	world := snapshot.World{Store: s.store, EC2: ec2, Cluster: kube, Identity: aws}
-	disks := snapshot.Options{Interval: 4 * time.Second, Now: w.now, Sleep: sleep, NewID: w.uuid, Log: log}
+	disks := snapshot.Options{Interval: 4 * time.Second, Now: w.now, Sleep: sleep, NewID: w.uuid, KeepVolumes: s.keep, Log: log}
 	s.sweeper = sweep.New(s.store, sweep.Outside{Cluster: kube, EC2: ec2, Account: aws}, sweep.Options{
 		Grace: s.grace(), WarningMinutes: 30, BrakePercent: 20, BrakeMin: 5, MissingConfirm: confirm,
 		Spot: func(gpu string) bool { return gpu == "t4" }, Holder: "simulation", Now: w.now, NewID: w.uuid, Log: log,
@@ -106,12 +107,23 @@ func (s *service) tick(p *process) {
 		s.w.say(p.name, "decided: %s %s%s: %s", d.Action, d.ReservationID, d.Subject, d.Reason)
 	}
 	s.w.say(p.name, "sweep %s %v %v", r.Outcome, r.Failures, err)
+	s.w.checks.paused(r)
 	if err == nil && r.Outcome != sweep.Skipped && clean == s.w.faults.wrong() {
 		s.w.checks.swept(r)
 	}
 	if err == nil {
 		s.afterwards(p, true)
 	}
+}
+
+// rehearse is what the command does with --dry-run.
+func (s *service) rehearse(p *process) {
+	defer p.stop()
+	s.w.say(p.name, "begins")
+	s.w.checks.rehearsed(func() {
+		r, err := s.sweeper.Sweep(p.ctx, event.Ping, event.SweepRequest{DryRun: true})
+		s.w.say(p.name, "would make %d decisions: %v %v", len(r.Decided), r.Failures, err)
+	})
 }
 
 // afterwards sends what became due and announces what became true, in the order of a tick or of a follow-up.

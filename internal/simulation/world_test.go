@@ -133,6 +133,9 @@ func (w *world) tick() {
 		w.faults.count("bus: tick lost")
 		w.say("ping", "lost")
 	default:
+		if w.oneIn(12) {
+			w.service.rehearse(w.service.process("dry run"))
+		}
 		w.service.tick(w.service.process("ping"))
 		if w.oneIn(12) {
 			w.faults.count("bus: tick doubled")
@@ -147,6 +150,7 @@ func (w *world) calm() {
 	w.quiet = true
 	w.people.awayTil, w.people.otherTo = time.Time{}, time.Time{}
 	w.outside.EC2.Unstick()
+	_, _ = w.data.db.Resume(context.Background())
 	w.faults.stop()
 	w.say("world", "---- nothing goes wrong any more")
 }
