@@ -97,15 +97,13 @@ func deployScaled(t *testing.T, w *world) *deployment {
 	say(t, "applying keda/scaled, strictly; only polling (%d s) and cooldown (%d s) are shorter, and the database is another", polling, cooldown)
 	for _, o := range all {
 		if o.GetKind() == "ScaledObject" {
-			shorten(t, w, o)
+			shorten(o)
 		}
 	}
 	w.apply(t, all[:1], metav1.FieldValidationStrict) // the namespace
-	login := counter(t, w)
-	password, _ := login.Password()
-	w.secret(t, "reservation-expiry-postgres-keda", login.Username(), password)
-	password, _ = w.database.User.Password()
-	w.secret(t, "reservation-expiry-postgres", w.database.User.Username(), password)
+	w.secret(t, "reservation-expiry-postgres-keda", map[string]string{"connection": counting(t, w)})
+	password, _ := w.database.User.Password()
+	w.secret(t, "reservation-expiry-postgres", map[string]string{"username": w.database.User.Username(), "password": password})
 	w.apply(t, all, metav1.FieldValidationStrict)
 	t.Cleanup(func() { w.withdraw(t, all) }) // the operator, which has to let go of the ScaledObject, still runs then
 
@@ -130,23 +128,13 @@ func (w *world) withdraw(t *testing.T, all []*unstructured.Unstructured) {
 }
 
 // shorten changes the ScaledObject as an overlay would.
-func shorten(t *testing.T, w *world, o *unstructured.Unstructured) {
-	t.Helper()
+func shorten(o *unstructured.Unstructured) {
 	spec := o.Object["spec"].(map[string]any)
 	spec["pollingInterval"], spec["cooldownPeriod"] = int64(polling), int64(cooldown)
-	direct, err := url.Parse(stacktest.Env(t, "STACK_POSTGRES_URL"))
-	require.NoError(t, err)
-	trigger := spec["triggers"].([]any)[0].(map[string]any)["metadata"].(map[string]any)
-	for name, value := range map[string]string{
-		"host": direct.Hostname(), "port": direct.Port(), "dbName": w.database.Path[1:], "sslmode": "disable",
-	} {
-		require.Contains(t, trigger, name)
-		trigger[name] = value
-	}
 }
 
-// counter makes the role that sees one number, by the SQL that docs/deploying.md has for it.
-func counter(t *testing.T, w *world) *url.Userinfo {
+// counting makes the role that sees one number, by the SQL that docs/deploying.md has for it, and returns how it connects.
+func counting(t *testing.T, w *world) string {
 	t.Helper()
 	super, err := pgx.Connect(t.Context(), stacktest.Env(t, "STACK_POSTGRES_URL"))
 	require.NoError(t, err)
@@ -161,13 +149,16 @@ func counter(t *testing.T, w *world) *url.Userinfo {
 	_, err = w.SQL.Exec(t.Context(), "grant select on expiry.due_work to "+login.Username())
 	require.NoError(t, err)
 	t.Cleanup(func() { _, _ = w.SQL.Exec(context.Background(), "drop owned by "+login.Username()) })
-	return login
+	direct, err := url.Parse(stacktest.Env(t, "STACK_POSTGRES_URL"))
+	require.NoError(t, err)
+	direct.User, direct.Path, direct.RawQuery = login, w.database.Path, "sslmode=disable&default_query_exec_mode=exec"
+	return direct.String()
 }
 
-func (c *cluster) secret(t *testing.T, name, username, password string) {
+func (c *cluster) secret(t *testing.T, name string, data map[string]string) {
 	t.Helper()
 	_, err := c.CoreV1().Secrets(namespace).Create(t.Context(), &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: name}, StringData: map[string]string{"username": username, "password": password},
+		ObjectMeta: metav1.ObjectMeta{Name: name}, StringData: data,
 	}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = c.CoreV1().Secrets(namespace).Delete(context.Background(), name, metav1.DeleteOptions{}) })

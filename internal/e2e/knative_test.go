@@ -229,7 +229,7 @@ func replayed(t *testing.T, w *world, f *function, id string) {
 // nothingIsForbidden: all of this was done with the rights that are shipped.
 func nothingIsForbidden(t *testing.T, w *world) {
 	t.Helper()
-	used, forbidden := audited(t, "kubernetes-audit*.log", "system:serviceaccount:"+namespace+":"+account)
+	used, forbidden := w.audited(t, "kubernetes-audit*.log")
 	require.Empty(t, forbidden)
 	require.NotEmpty(t, used)
 	say(t, "the ServiceAccount was refused nothing by the Kubernetes API; it did: %s", strings.Join(slices.Sorted(maps.Keys(used)), ", "))

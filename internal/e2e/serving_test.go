@@ -182,7 +182,7 @@ func newWorldOn(t *testing.T, n *node) *world {
 	_, err = n.CoreV1().Nodes().Patch(t.Context(), nodeName, types.MergePatchType, label, metav1.PatchOptions{})
 	require.NoError(t, err)
 	require.NoError(t, p.Found(t.Context()))
-	return &world{cluster: n.cluster, Platform: p, aws: record(t, p.Endpoint), database: login}
+	return &world{cluster: n.cluster, Platform: p, aws: record(t, p.Endpoint), database: login, began: time.Now()}
 }
 
 // reachable opens a port to pods that leads to one of this machine's loopback.
@@ -280,7 +280,7 @@ func wokenByATick(t *testing.T, w *world, ingress *knativeIngress) {
 	began := time.Now()
 	awaitPods(t, w, 6*time.Minute, 0)
 	say(t, "the service is at zero instances again, %d s later", int(time.Since(began).Seconds()))
-	used, forbidden := audited(t, "node-audit.log", "system:serviceaccount:"+namespace+":"+account)
+	used, forbidden := w.audited(t, "node-audit.log")
 	require.Empty(t, forbidden)
 	say(t, "its ServiceAccount was refused nothing; it did: %s", strings.Join(slices.Sorted(maps.Keys(used)), ", "))
 }

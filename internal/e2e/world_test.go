@@ -32,6 +32,7 @@ type world struct {
 	network  *network
 	aws      *recorder
 	database *url.URL // as the service logs in: with the rights that are granted to it, and no more
+	began    time.Time
 }
 
 func newWorld(t *testing.T) *world {
@@ -47,7 +48,7 @@ func newWorld(t *testing.T) *world {
 	require.NoError(t, p.Found(t.Context()))
 	t.Cleanup(func() { require.NoError(t, p.Clear(context.Background())) })
 	go p.RunVolumeDriver(t.Context())
-	return &world{cluster: c, Platform: p, network: newNetwork(t, c), aws: record(t, p.Endpoint), database: login}
+	return &world{cluster: c, Platform: p, network: newNetwork(t, c), aws: record(t, p.Endpoint), database: login, began: time.Now()}
 }
 
 // environ is where the service finds what it works with; all else is for the manifests to say.
@@ -56,7 +57,7 @@ func (w *world) environ(t *testing.T) []string {
 	password, _ := w.database.User.Password()
 	return []string{
 		"POSTGRES_HOST=" + w.database.Hostname(), "POSTGRES_PORT=" + w.database.Port(), "POSTGRES_DB=" + w.database.Path[1:],
-		"POSTGRES_USER=" + w.database.User.Username(), "POSTGRES_PASSWORD=" + password,
+		"POSTGRES_USER=" + w.database.User.Username(), "POSTGRES_PASSWORD=" + password, "PGSSLMODE=disable",
 		"AWS_ENDPOINT_URL=" + w.aws.url, "AWS_ACCESS_KEY_ID=" + w.Account, "AWS_SECRET_ACCESS_KEY=e2e", "AWS_EC2_METADATA_DISABLED=true",
 		"DISK_CONTENTS_BUCKET=" + w.Bucket, "DOMAIN_NAME=" + platform.Domain, "HOSTED_ZONE_ID=" + w.ZoneID,
 		"AVAILABILITY_UPDATER_FUNCTION_NAME=" + w.Function,
@@ -82,11 +83,12 @@ const (
 	inUse    = "select in_use from disks join reservations using (user_id, disk_name) where reservations.reservation_id = $1"
 )
 
-// audited returns what an account did by the API server's own account ("get pods/exec"), in logs of that name, and what
-// it was refused.
-func audited(t *testing.T, log, user string) (used map[string]int, forbidden []string) {
+// audited returns what the service's account did in this world by the API server's own account ("get pods/exec"), in logs of
+// that name, and what it was refused.
+func (w *world) audited(t *testing.T, log string) (used map[string]int, forbidden []string) {
 	t.Helper()
 	used = map[string]int{}
+	const user = "system:serviceaccount:" + namespace + ":" + account
 	logs, err := filepath.Glob(filepath.Join(stacktest.Env(t, "STACK_DIR"), "logs", log))
 	require.NoError(t, err)
 	require.NotEmpty(t, logs)
@@ -105,9 +107,10 @@ func audited(t *testing.T, log, user string) (used map[string]int, forbidden []s
 				User           struct{ Username string }
 				ObjectRef      struct{ Namespace, Resource, Subresource, Name string }
 				ResponseStatus struct{ Code int }
+				Received       time.Time `json:"requestReceivedTimestamp"`
 			}
 			require.NoError(t, json.Unmarshal(lines.Bytes(), &e))
-			if e.User.Username != user || e.ObjectRef.Resource == "" {
+			if e.User.Username != user || e.ObjectRef.Resource == "" || e.Received.Before(w.began) {
 				continue
 			}
 			what := e.Verb + " " + strings.TrimSuffix(e.ObjectRef.Resource+"/"+e.ObjectRef.Subresource, "/")
