@@ -59,10 +59,7 @@ func prepareNode(t *testing.T) (*node, error) {
 			return nil, err
 		}
 	}
-	debian, err := unpacked(t, nodePrograms...)
-	if err != nil {
-		return nil, err
-	}
+	debian := unpacked(t, nodePrograms...)
 	n := &node{dir: filepath.Join(stacktest.Env(t, "STACK_DIR"), "node"), debian: debian}
 	n.environ = []string{
 		"PATH=" + strings.Join([]string{debian + "/usr/bin", debian + "/usr/sbin", os.Getenv("PATH")}, ":"),
