@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # A digest is the image's content: a registry can only refuse it, not bring another. Google's distroless images are in
 # whichever registry BASE_REGISTRY names: docs/deploying.md.
 ARG GO_IMAGE=golang:1.26.8-bookworm@sha256:dc9ad6c05acc7a88e5b71bde60a5fe3bd4b9f0db209011711b464107438a8107

@@ -6,7 +6,7 @@ DEPLOY_TOOL := go tool -modfile=$(CURDIR)/tools/deploy/go.mod
 .PHONY: manifests
 manifests: stack-up ## Hold the manifests to their schemas, to a real API server and to what the code calls
 	go test -count=1 ./internal/manifests
-	@echo "the stack is still up, for the next run: make stack-down"
+	@$(STILL_UP)
 
 # As the Dockerfile has it.
 BASE_IMAGE = $(shell sed -n 's,^ARG BASE_IMAGE=$${BASE_REGISTRY}/,,p' Dockerfile)

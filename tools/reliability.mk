@@ -9,11 +9,13 @@ crashtest: stack-up ## Kill a real process at every call it makes, and put every
 		| grep -vE '^=== |testdbconf|^ *--- PASS'; \
 	CRASH_EVERY=$(or $(CRASH_EVERY),1) go test -count=1 -v -run 'MayDieAnywhere|ThatDiesAnywhere' ./internal/cleanup ./internal/snapshot ./internal/sweep 2>&1 \
 		| awk '/^ *--- PASS.*\// {n++} /^(ok|FAIL)/ || /^ *--- FAIL/ {print} /^FAIL/ {bad=1} END {print n " calls died at in process"; exit bad}'
+	@$(STILL_UP)
 
 .PHONY: races
 races: stack-up ## Sweeps, cleanups, extends and cancels at once on a real PostgreSQL, thousands of rounds, with -race
 	$(IN_STACK); RACE_ROUNDS=$(or $(RACE_ROUNDS),250) go test -race -count=1 -v -timeout 2h -run 'AUserWhoCommitsFirst|AnExtensionOfTheMaster|UsersWhoLockManyRows' \
 		./internal/sweep 2>&1 | grep -vE '^=== |testdbconf'
+	@$(STILL_UP)
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (30s) and print how many inputs it saw
@@ -22,3 +24,4 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s) and print how many inputs it sa
 .PHONY: mutation
 mutation: stack-up ## Change the pure core and the handlers in small ways, and see whether the tests tell (docs/mutation.md)
 	$(IN_STACK); tools/mutation.sh
+	@$(STILL_UP)

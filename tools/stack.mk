@@ -2,6 +2,9 @@
 
 STACK := CGO_ENABLED=0 go run -C tools -trimpath -gcflags=all=-dwarf=false ./stack
 
+# What ends by itself and leaves the stack to the next run says so.
+STILL_UP := echo "the stack is still up, for the next run: make stack-down"
+
 .PHONY: stack-up
 stack-up: ## Start PostgreSQL, PgBouncer, Kubernetes and AWS; writes .stack/env
 	@$(STACK) up

@@ -95,7 +95,11 @@ func TestTheImageIsMadeWithoutADaemonAndItsBinaryRuns(t *testing.T) {
 	for _, layer := range image.Layers {
 		unpack(t, blob(layer), unpacked)
 	}
-	binary := exec.CommandContext(t.Context(), filepath.Join(unpacked, config.Config.Entrypoint[0]), "version")
+	entrypoint := filepath.Join(unpacked, config.Config.Entrypoint[0])
+	size, err := os.Stat(entrypoint)
+	require.NoError(t, err)
+	require.Less(t, size.Size(), int64(90e6), "as docs/deploying.md has it, with little to spare")
+	binary := exec.CommandContext(t.Context(), entrypoint, "version")
 	binary.Env = []string{}
 	answer, err := binary.CombinedOutput()
 	require.NoError(t, err, "%s", answer)
