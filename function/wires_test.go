@@ -17,9 +17,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
 // wires lead from a process to PostgreSQL, Kubernetes and AWS. They count its calls, a call being a request over HTTP, an
@@ -168,7 +171,7 @@ func (w *wires) http(target string, transport http.RoundTripper, name func(r *ht
 		if instead != nil && instead(what, out, r) {
 			return
 		}
-		acts := r.Method != http.MethodGet && !strings.HasPrefix(what, "aws Describe") || r.Header.Get("Upgrade") != ""
+		acts := r.Method != http.MethodGet && !strings.Contains(what, ":Describe") || r.Header.Get("Upgrade") != ""
 		k, goes := w.begin(what, acts)
 		if !goes {
 			panic(http.ErrAbortHandler)
@@ -192,14 +195,9 @@ func (w *wires) http(target string, transport http.RoundTripper, name func(r *ht
 	return server.URL
 }
 
-// aws leads to the emulator; a call is called by its action or path.
+// aws leads to the emulator; a call is called by its action ("aws ec2:DeleteVolume").
 func (w *wires) aws(endpoint string) string {
-	return w.http(endpoint, http.DefaultTransport, func(r *http.Request, body []byte) string {
-		if form, err := url.ParseQuery(string(body)); err == nil && form.Get("Action") != "" {
-			return "aws " + form.Get("Action")
-		}
-		return "aws " + r.Method + " " + strings.Split(r.URL.Path, "/")[1]
-	})
+	return w.http(endpoint, http.DefaultTransport, func(r *http.Request, body []byte) string { return "aws " + stacktest.ActionOf(r, body) })
 }
 
 // kubernetes leads to the API server and returns a kubeconfig.
@@ -207,6 +205,7 @@ func (w *wires) kubernetes(config *rest.Config) clientcmdapi.Config {
 	w.t.Helper()
 	transport, err := rest.TransportFor(config)
 	require.NoError(w.t, err)
+	w.t.Cleanup(func() { utilnet.CloseIdleConnectionsFor(transport) })
 	address := w.http(config.Host, transport, func(r *http.Request, _ []byte) string {
 		parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 		what := parts[2]

@@ -12,12 +12,12 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strings"
 	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
 // recorder stands before the AWS emulator and notes what is called through it, by IAM's names.
@@ -42,41 +42,13 @@ func record(t *testing.T, endpoint string) *recorder {
 		}
 		request.Body = io.NopCloser(bytes.NewReader(body))
 		r.mu.Lock()
-		r.called[actionOf(request, body)]++
+		r.called[stacktest.ActionOf(request, body)]++
 		r.mu.Unlock()
 		pass.ServeHTTP(w, request)
 	}))
 	t.Cleanup(server.Close)
 	r.url = server.URL
 	return r
-}
-
-var (
-	credential = regexp.MustCompile(`Credential=[^/]+/[^/]+/[^/]+/([^/]+)/`)
-	restCalls  = []struct{ method, path, action string }{
-		{"PUT", "^/[^/]+/.+", "s3:PutObject"},
-		{"GET", "^/2013-04-01/hostedzone/[^/]+/rrset", "route53:ListResourceRecordSets"},
-		{"POST", "^/2013-04-01/hostedzone/[^/]+/rrset", "route53:ChangeResourceRecordSets"},
-		{"POST", "^/2015-03-31/functions/[^/]+/invocations", "lambda:InvokeFunction"},
-		{"GET", "^/clusters/", "eks:DescribeCluster"},
-	}
-)
-
-// actionOf names a call as a policy does.
-func actionOf(r *http.Request, body []byte) string {
-	service := "?"
-	if found := credential.FindStringSubmatch(r.Header.Get("Authorization")); found != nil {
-		service = found[1]
-	}
-	if form, err := url.ParseQuery(string(body)); err == nil && form.Get("Action") != "" {
-		return service + ":" + form.Get("Action")
-	}
-	for _, one := range restCalls {
-		if r.Method == one.method && strings.HasPrefix(one.action, service+":") && regexp.MustCompile(one.path).MatchString(r.URL.Path) {
-			return one.action
-		}
-	}
-	return service + ":" + r.Method + " " + r.URL.Path
 }
 
 // allowed returns the actions of the policy that is shipped, and what needs none.
