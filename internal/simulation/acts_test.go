@@ -198,10 +198,13 @@ func (p *people) pause(w *world, _ *reservation) {
 	}
 }
 
-// revive has the platform bring a reservation that ended back to life. In the midst of somebody's work it does not:
-// nobody could help what has begun.
+// revive has the platform bring a reservation that ended back to life, unless another has its place. In the midst of
+// somebody's work it does not: nobody could help what has begun.
 func (p *people) revive(w *world, r *reservation) {
-	if !r.healthy || w.depth > 0 || !slices.Contains([]string{"expired", "cancelled", "failed"}, status(w, r.id)) {
+	later := slices.ContainsFunc(p.all, func(o *reservation) bool {
+		return o != r && (o.podName == r.podName || o.disk == r.disk && o.user == r.user && r.disk != "" || o.domain == r.domain && r.domain != "")
+	})
+	if later || !r.healthy || w.depth > 0 || !slices.Contains([]string{"expired", "cancelled", "failed"}, status(w, r.id)) {
 		return
 	}
 	ends := w.between(5*time.Minute, 40*time.Minute)
