@@ -66,13 +66,13 @@ const owns = "select coalesce(bool_or(pg_has_role(relowner, 'usage')), false) as
 // Grants returns a script for psql that lets a role run the service and nothing more. It grants what its runner owns,
 // each part whole or not at all, and says what is left for another owner. It may be run again at any time.
 func Grants(role string) string {
-	script := "\\set ON_ERROR_STOP on\n"
+	script := []string{`\set ON_ERROR_STOP on`}
 	for _, part := range parts {
-		script += "\n-- For the owner of " + part.whose + ".\n" + owns + part.table + " \\gset\n" +
-			"\\if :owned\nbegin;\n" + grantsTo(part.grants, role) + "commit;\n" +
-			"\\else\n\\warn 'left for its owner to grant: " + strings.ReplaceAll(part.whose, "'", "''") + "'\n\\endif\n"
+		script = append(script, "", "-- For the owner of "+part.whose+".", owns+part.table+` \gset`,
+			`\if :owned`, "begin;", grantsTo(part.grants, role)+"commit;",
+			`\else`, `\warn 'left for its owner to grant: `+strings.ReplaceAll(part.whose, "'", "''")+"'", `\endif`, "")
 	}
-	return script
+	return strings.Join(script, "\n")
 }
 
 func grantsTo(grants, role string) string {
