@@ -49,7 +49,7 @@ func turnOnOIDC(t *testing.T, w *world, f *function) (forBroker string) {
 	eventually(t, time.Minute, "Knative takes an EventPolicy", func() error { return dryRun(t, w, policy) })
 
 	say(t, "authentication-oidc is enabled; applying knative/overlays/dev with the component knative/oidc")
-	overlay := kustomize(t, withOIDC(t, w.issuer(t)))
+	overlay := withOIDC(t, w.issuer(t))
 	w.apply(t, overlay, metav1.FieldValidationStrict)
 	forBroker = w.awaitField(t, "eventing.knative.dev/v1", "Broker", "reservation-expiry", "address", "audience")
 	for _, o := range overlay {
@@ -76,10 +76,10 @@ func turnOnOIDC(t *testing.T, w *world, f *function) (forBroker string) {
 	return forBroker
 }
 
-// withOIDC makes an overlay of dev and the component, with the one setting that it wants, and returns where it is.
-func withOIDC(t *testing.T, issuer string) (dir string) {
+// withOIDC makes an overlay of dev and the component, with the cluster's own issuer.
+func withOIDC(t *testing.T, issuer string) []*unstructured.Unstructured {
 	t.Helper()
-	dir = t.TempDir()
+	dir := t.TempDir()
 	knative, err := filepath.Abs(filepath.Join(root, "knative"))
 	require.NoError(t, err)
 	knative, err = filepath.Rel(dir, knative)
@@ -87,10 +87,16 @@ func withOIDC(t *testing.T, issuer string) (dir string) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), fmt.Appendf(nil, `
 resources: [%s/overlays/dev]
 components: [%[1]s/oidc]
-configMapGenerator:
-  - {name: reservation-expiry, namespace: reservation-expiry, behavior: merge, literals: [EVENTS_OIDC_ISSUER=%s]}
-`, knative, issuer), 0o600))
-	return dir
+`, knative), 0o600))
+	all := kustomize(t, dir)
+	for _, o := range all {
+		if o.GetKind() == "ConfigMap" {
+			data, _, _ := unstructured.NestedMap(o.Object, "data")
+			require.Contains(t, data, "EVENTS_OIDC_ISSUER")
+			require.NoError(t, unstructured.SetNestedField(o.Object, issuer, "data", "EVENTS_OIDC_ISSUER"))
+		}
+	}
+	return all
 }
 
 // sendersShowWhoTheyAre: ticks, the service's own events and what the Triggers send carry tokens, and get through.
