@@ -16,7 +16,7 @@ type Outcome string
 const (
 	Completed Outcome = "completed"
 	Partial   Outcome = "partial" // some parts failed, the others did their work
-	Failed    Outcome = "failed"  // no part did its work, or the lease was lost on the way
+	Failed    Outcome = "failed"  // no part did its work, or the end could not be recorded
 	Skipped   Outcome = "skipped" // another sweep was running: nothing was done
 )
 

@@ -4,7 +4,6 @@ package sweep
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -297,9 +296,7 @@ func (s *Sweeper) finish(ctx context.Context, lease postgres.SweepLease, r *Resu
 	}
 	var err error
 	if r.FinishedAt, err = s.store.FinishSweep(ctx, lease, end); err != nil {
-		if errors.Is(err, postgres.ErrLeaseLost) {
-			r.Outcome = Failed
-		}
+		r.Outcome = Failed
 		return fmt.Errorf("finish sweep %s: %w", r.SweepID, err)
 	}
 	s.opts.Log.InfoContext(ctx, "sweep finished", "sweep_id", r.SweepID, "trigger", r.Trigger, "outcome", r.Outcome,

@@ -12,6 +12,8 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
@@ -132,13 +134,26 @@ func TestWhateverBecomesOfASweepItsDurationIsMeasured(t *testing.T) {
 	cancel()
 	_, err = sweeper.Sweep(cancelled, event.Ping, event.SweepRequest{})
 	require.Error(t, err)
+	opts := testOptions()
+	opts.Trace = tel
+	r, err := New(unfinishable{w.db}, Outside{}, opts).Sweep(t.Context(), event.Ping, event.SweepRequest{})
+	require.Error(t, err)
+	require.Equal(t, Failed, r.Outcome, "nobody knows that it completed")
 	require.NoError(t, tel.Flush(t.Context()))
+	require.NotContains(t, metrics, "sweep.last_finished")
 	durations, ok := metrics["sweep.duration"].Data.(metricdata.Histogram[float64])
 	require.True(t, ok)
-	var outcomes []string
+	outcomes := map[string]uint64{}
 	for _, point := range durations.DataPoints {
 		outcome, _ := point.Attributes.Value("outcome")
-		outcomes = append(outcomes, outcome.AsString())
+		outcomes[outcome.AsString()] = point.Count
 	}
-	require.ElementsMatch(t, []string{"dry-run", "failed"}, outcomes)
+	require.Equal(t, map[string]uint64{"dry-run": 1, "failed": 2}, outcomes)
+}
+
+// unfinishable is a database that is gone by the time at which a sweep ends.
+type unfinishable struct{ *postgres.DB }
+
+func (unfinishable) FinishSweep(context.Context, postgres.SweepLease, postgres.SweepEnd) (time.Time, error) {
+	return time.Time{}, fault.Errorf(fault.Transient, "no connection")
 }
