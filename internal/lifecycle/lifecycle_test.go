@@ -202,7 +202,11 @@ func TestOnlyAKillBeforeTheMarkOrALostAnswerWritesTwiceAndOnlyWhereNobodyCanLook
 		"killed between claim and export":              {kill: func(w *world) lifecycle.Store { return dying{w.db, true} }, want: whole()},
 		"killed between acknowledgement and mark":      {kill: func(w *world) lifecycle.Store { return dying{w.db, false} }, want: twice},
 		"the same, and somebody can look":              {kill: func(w *world) lifecycle.Store { return dying{w.db, false} }, viewing: true, want: whole()},
-		"refused for now":                              {manner: refuses, want: whole()},
+		"refused":                                      {manner: refuses, want: whole()},
+		"it fails, and nobody can look":                {manner: fails, want: whole()},
+		"it fails, and somebody can look":              {manner: fails, viewing: true, want: whole()},
+		"answered too late":                            {manner: answersTooLate, want: twice},
+		"answered too late, and somebody can look":     {manner: answersTooLate, viewing: true, want: whole()},
 		"the answer is lost":                           {manner: losesAnswers, want: twice},
 		"the answer is lost, and somebody can look":    {manner: losesAnswers, viewing: true, want: whole()},
 		"the request is lost, and somebody can look":   {manner: losesRequests, viewing: true, want: whole()},
@@ -255,7 +259,7 @@ func TestWhateverTheCollectorDoesEverySpanIsWrittenAndOnceWhereSomebodyCanLook(t
 		for _, event := range life {
 			event()
 			for range rapid.IntRange(0, 2).Draw(r, "writes") {
-				w.c.become(rapid.SampledFrom([]manner{takes, refuses, losesAnswers, losesRequests}).Draw(r, "manner"))
+				w.c.become(rapid.SampledFrom([]manner{takes, refuses, fails, losesAnswers, losesRequests, answersTooLate}).Draw(r, "manner"))
 				if rapid.Bool().Draw(r, "later") {
 					w.timePasses()
 				}

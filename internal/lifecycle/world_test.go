@@ -41,10 +41,12 @@ type collector struct {
 type manner int
 
 const (
-	takes         manner = iota
-	refuses              // for now, with 503
-	losesRequests        // the connection breaks before anything is stored
-	losesAnswers         // stored, and the connection breaks
+	takes          manner = iota
+	refuses               // for good, with 400
+	fails                 // before anything is stored, with 503
+	losesRequests         // the connection breaks before anything is stored
+	losesAnswers          // stored, and the connection breaks
+	answersTooLate        // stored, and a proxy that would not wait answers 504
 )
 
 func newCollector(t testing.TB) *collector {
@@ -73,14 +75,18 @@ func (c *collector) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.manner == refuses {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
-	}
-	if c.manner != losesRequests {
+	if c.manner == takes || c.manner == losesAnswers || c.manner == answersTooLate {
 		c.keep(&batch)
 	}
-	if c.manner != takes {
+	switch c.manner {
+	case takes:
+	case refuses:
+		w.WriteHeader(http.StatusBadRequest)
+	case fails:
+		w.WriteHeader(http.StatusServiceUnavailable)
+	case answersTooLate:
+		w.WriteHeader(http.StatusGatewayTimeout)
+	case losesRequests, losesAnswers:
 		panic(http.ErrAbortHandler) // closes the connection without an answer
 	}
 }

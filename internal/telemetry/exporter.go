@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http/httptrace"
+	"regexp"
 	"strings"
 	"sync/atomic"
 
@@ -96,7 +97,7 @@ func metricExporter(ctx context.Context, getenv func(string) string) (sdkmetric.
 }
 
 // exportSpans sends spans and waits for the answer, no longer than ctx allows. The error is ErrUnconfirmed unless
-// it is certain that no connection was made, or an answer came that refuses the spans; gRPC does not tell.
+// it is certain that no connection was made, or an answer came that refuses the spans.
 func exportSpans(ctx context.Context, e sdktrace.SpanExporter, spans []sdktrace.ReadOnlySpan) error {
 	var dialled, connected atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -107,13 +108,14 @@ func exportSpans(ctx context.Context, e sdktrace.SpanExporter, spans []sdktrace.
 	switch {
 	case err == nil:
 		return nil
-	case dialled.Load() && !connected.Load(), refused(err):
+	case dialled.Load() && !connected.Load(), refused.MatchString(err.Error()):
 		return fmt.Errorf("export %d spans: %w", len(spans), err)
 	default:
 		return fmt.Errorf("export %d spans: %w: %w", len(spans), ErrUnconfirmed, err)
 	}
 }
 
-// refused reports whether the collector has answered that it does not take the spans. The HTTP exporter has no error
-// for that, but quotes the body of such an answer, and of no other.
-func refused(err error) bool { return strings.Contains(err.Error(), "body: ") }
+// refused matches the error of an export of which the collector has answered that it does not take the spans: a 4xx. Any
+// 5xx may come from a proxy that would not wait, or from a collector that had stored a part. The HTTP exporter has no
+// error for that but this text, in which a 429 is like 502, 503 and 504.
+var refused = regexp.MustCompile(`^traces export: failed to send to \S+: 4\d\d `)

@@ -2,6 +2,7 @@ package telemetry_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -223,11 +224,20 @@ func TestExportTellsALostAnswerFromARefusal(t *testing.T) {
 	require.ErrorIs(t, tel.Export(t.Context(), record), telemetry.ErrUnconfirmed)
 	_ = tel.Shutdown(t.Context())
 
-	for _, status := range []int{http.StatusBadRequest, http.StatusTooManyRequests, http.StatusServiceUnavailable} {
-		tel = exportingTo(t, newCollector(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }).URL)
+	for status, doubt := range map[int]bool{
+		http.StatusBadRequest: false, http.StatusUnauthorized: false, http.StatusRequestEntityTooLarge: false,
+		http.StatusTooManyRequests:     true, // the exporter does not tell it from the next three
+		http.StatusBadGateway:          true,
+		http.StatusServiceUnavailable:  true,
+		http.StatusGatewayTimeout:      true,
+		http.StatusInternalServerError: true,
+	} {
+		tel = exportingTo(t, newCollector(t, func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "upstream: 404 Not Found (body: none)", status)
+		}).URL)
 		err := tel.Export(t.Context(), record)
 		require.Error(t, err)
-		require.NotErrorIs(t, err, telemetry.ErrUnconfirmed, "an answer that refuses it leaves no doubt")
+		require.Equal(t, doubt, errors.Is(err, telemetry.ErrUnconfirmed), "%d: %v", status, err)
 		_ = tel.Shutdown(t.Context())
 	}
 }
