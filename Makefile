@@ -54,7 +54,7 @@ export GORACE ?= atexit_sleep_ms=50
 test: lint lint-tools stack-up ## Everything, on the real components, from a bare machine
 	set +e; set -a; source .stack/env; set +a; \
 	$(GO_TOOL) gotestsum --format pkgname -- -race -parallel 8 -timeout 25m -skip $(COST) $(PACKAGES) \
-	&& go test -count=1 -run $(COST) ./function && $(MAKE) --no-print-directory test-tools; code=$$?; \
+	&& go test -count=1 -v -run $(COST) ./function | grep -vE '^=== |testdbconf' && $(MAKE) --no-print-directory test-tools; code=$$?; \
 	$(MAKE) --no-print-directory stack-down; exit $$code
 
 .PHONY: lint

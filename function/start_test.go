@@ -23,14 +23,15 @@ import (
 	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
-// How long a start from zero may take. Only a machine that takes more than slowStart for a bare HTTP server, twice what
-// one at peace takes, is so slow or busy that they say nothing about the service, which may then take longer in proportion.
+// How long a start from zero may take. Only where none of several series keeps to that, and a bare HTTP server took longer
+// than bareStart all the while, the machine is too slow or busy to tell, and the service may take longer in proportion.
 const (
 	toReady  = 100 * time.Millisecond
 	toAnswer = 300 * time.Millisecond
 
-	slowStart = 16 * time.Millisecond
+	bareStart = 8 * time.Millisecond
 	starts    = 15
+	series    = 3
 )
 
 // TestAStartFromZeroIsFast starts the binary that is shipped and a bare server in turn, as processes.
@@ -46,25 +47,30 @@ func TestAStartFromZeroIsFast(t *testing.T) { //nolint:paralleltest // it wants 
 		b.exec("update reservations set namespace = $2, pod_name = $3 where reservation_id = $1", id, cluster.Namespace, "gpu-dev-"+id[:8])
 		cluster.CreatePod("gpu-dev-" + id[:8])
 	}
-	var bareReady, ready, answered []time.Duration
-	for range starts {
-		s := begin(t, bare, nil)
-		bareReady = append(bareReady, s.until(t, "/readyz"))
-		s.end(t)
-		s = begin(t, service, b.environ)
-		ready = append(ready, s.until(t, "/readyz"))
-		answered = append(answered, s.tick(t))
-		s.end(t)
+	for i := range series {
+		var bareReady, ready, answered []time.Duration
+		for range starts {
+			s := begin(t, bare, nil)
+			bareReady = append(bareReady, s.until(t, "/readyz"))
+			s.end(t)
+			s = begin(t, service, b.environ)
+			ready = append(ready, s.until(t, "/readyz"))
+			answered = append(answered, s.tick(t))
+			s.end(t)
+		}
+		t.Logf("exec → ready: %s of %s, a bare Go HTTP server %s; exec → the first sweep's answer: %s of %s (medians of %d)",
+			median(ready), toReady, median(bareReady), median(answered), toAnswer, starts)
+		if median(ready) <= toReady && median(answered) <= toAnswer {
+			return
+		}
+		slower := float64(median(bareReady)) / float64(bareStart)
+		require.Greater(t, slower, 1.0, "this machine is fast enough")
+		if i == series-1 {
+			t.Logf("THE LIMITS ARE NOT KEPT: this machine is too slow or busy for them, and held to %.1f times as much", slower)
+			require.LessOrEqual(t, median(ready), time.Duration(slower*float64(toReady)))
+			require.LessOrEqual(t, median(answered), time.Duration(slower*float64(toAnswer)))
+		}
 	}
-	slower := 1.0
-	if bare := median(bareReady); bare > slowStart {
-		slower = 2 * float64(bare) / float64(slowStart)
-	}
-	within := func(limit time.Duration) time.Duration { return time.Duration(slower * float64(limit)) }
-	t.Logf("exec → ready: %s of %s, a bare Go HTTP server %s; exec → the first sweep's answer: %s of %s (medians of %d; limits ×%.1f for this machine)",
-		median(ready), toReady, median(bareReady), median(answered), toAnswer, starts, slower)
-	require.LessOrEqual(t, median(ready), within(toReady))
-	require.LessOrEqual(t, median(answered), within(toAnswer))
 }
 
 func median(times []time.Duration) time.Duration {
