@@ -10,21 +10,39 @@ kubectl() { command kubectl --namespace reservation-expiry "$@"; }
 for kind in ksvc deployment cronjob; do
   kubectl get "$kind" reservation-expiry >/dev/null 2>&1 && break
 done
-pod=.spec.template.spec
-[ "$kind" != cronjob ] || pod=.spec.jobTemplate.spec.template.spec
-deployed() { kubectl get "$kind" reservation-expiry -o jsonpath="{$pod$1}"; }
+spec=.spec.template.spec
+[ "$kind" != cronjob ] || spec=.spec.jobTemplate.spec.template.spec
+deployed() { kubectl get "$kind" reservation-expiry -o jsonpath="{$spec$1}"; }
 
 # add PATH WITHOUT: what is deployed at PATH; WITHOUT, where nothing is.
 add() {
   value=$(deployed "$1")
   printf '{"op":"add","path":"/spec%s","value":%s},' "$(echo "$1" | tr '.[' '/' | tr -d ']')" "${value:-$2}"
 }
+image=$(deployed '.containers[0].image')
 overrides=$(
   add .securityContext '{}'
   add .volumes '[]'
   for field in env envFrom volumeMounts; do add ".containers[0].$field" '[]'; done
   for field in resources securityContext; do add ".containers[0].$field" '{}'; done
 )
-kubectl run "reservation-expiry-$(date +%s)" --rm --stdin --quiet --restart=Never \
-  --labels=app.kubernetes.io/name=reservation-expiry --image="$(deployed '.containers[0].image')" --override-type=json \
-  --overrides="[$overrides{\"op\":\"add\",\"path\":\"/spec/serviceAccountName\",\"value\":\"$(deployed .serviceAccountName)\"}]" -- "$@"
+pod=reservation-expiry-$(date +%s)-$$
+trap 'kubectl delete pod "$pod" --wait=false >/dev/null' EXIT
+trap 'exit 1' INT TERM
+kubectl run "$pod" --restart=Never --labels=app.kubernetes.io/name=reservation-expiry --override-type=json \
+  --image="$image" \
+  --overrides="[$overrides{\"op\":\"add\",\"path\":\"/spec/serviceAccountName\",\"value\":\"$(deployed .serviceAccountName)\"}]" \
+  -- "$@" >/dev/null
+
+# Not attached: what ends at once would have said nothing.
+tries=60
+until kubectl logs --follow "$pod" 2>/dev/null; do
+  tries=$((tries - 1))
+  [ $tries -gt 0 ] || { kubectl describe pod "$pod" | sed -n '/^Events:/,$p' >&2; exit 1; }
+  sleep 1
+done
+code=
+until [ -n "$code" ]; do
+  code=$(kubectl get pod "$pod" -o jsonpath='{.status.containerStatuses[0].state.terminated.exitCode}')
+done
+exit "$code"
