@@ -27,7 +27,7 @@ overrides=$(
   for field in resources securityContext; do add ".containers[0].$field" '{}'; done
 )
 pod=reservation-expiry-$(date +%s)-$$
-trap 'kubectl delete pod "$pod" --wait=false >/dev/null' EXIT
+trap 'kubectl delete pod "$pod" --wait=false --ignore-not-found >/dev/null' EXIT
 trap 'exit 1' INT TERM
 kubectl run "$pod" --restart=Never --labels=app.kubernetes.io/name=reservation-expiry --override-type=json \
   --image="$image" \
