@@ -91,11 +91,58 @@ func TestTheSpansOfALifeAreNestedInOrderAndSearchable(t *testing.T) {
 	require.Equal(t, seen.Spans[byName["active"]].End(), seen.Spans[byName["cleanup"]].Start)
 	require.Equal(t, "released", root.Attributes["reservation.outcome"])
 	require.Equal(t, "its time was over", root.Attributes["reservation.reason"])
-	require.Equal(t, "gpu-dev-1", seen.Spans[byName["active"]].Attributes["k8s.pod.name"])
-	require.Equal(t, "gpu-dev-1", seen.Spans[byName["step pod"]].Attributes["k8s.pod.name"])
-	held := seen.Spans[byName["step disk"]].Attributes
-	require.Equal(t, "vol-0123456789abcdef0", held["aws.ebs.volume_id"])
-	require.Equal(t, "snap-"+id, held["aws.ebs.snapshot_id"])
+	require.Equal(t, "its time was over", seen.Spans[byName["active"]].Attributes["reservation.reason"])
+	for _, name := range []string{"reservation", "active", "cleanup", "step identify", "step listing", "step services", "step pod"} {
+		require.Equal(t, "gpu-dev-1", seen.Spans[byName[name]].Attributes["k8s.pod.name"], name)
+		require.Equal(t, "gpu-dev", seen.Spans[byName[name]].Attributes["k8s.namespace.name"], name)
+	}
+	for _, name := range []string{"reservation", "cleanup", "step disk"} {
+		about := seen.Spans[byName[name]].Attributes
+		require.Equal(t, "vol-0123456789abcdef0", about["aws.ebs.volume_id"], name)
+		require.Equal(t, "data", about["disk.name"], name)
+		require.Equal(t, "snap-"+id, about["aws.ebs.snapshot_id"], name)
+	}
+	require.Equal(t, "ada/data.txt", seen.Spans[byName["step listing"]].Attributes["aws.s3.key"])
+}
+
+func TestAReasonIsWithThePhaseInWhichALifeEndedAndADiskIsHeldUntilItsLockIsFreed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	queued, preparing, superseded := w.queue(), w.queue(), w.queue()
+	w.fails(queued, "queued for 50 hours")
+	w.free(queued)
+	w.settleAs(queued, postgres.OutcomeNothingToKeep)
+	w.prepare(preparing)
+	w.fails(preparing, "preparing for 2 hours") // and it never had the disk's lock
+	w.settleAs(preparing, postgres.OutcomeNothingToKeep)
+	w.prepare(superseded)
+	w.launch(superseded)
+	w.expire(superseded)
+	w.settleAs(superseded, postgres.OutcomeSuperseded) // another has the lock
+	_, err := w.writer().Write(t.Context())
+	require.NoError(t, err)
+	for id, want := range map[string]struct{ last, reason, held string }{
+		queued:     {"queued", "queued for 50 hours", "18m"},
+		preparing:  {"preparing", "preparing for 2 hours", ""},
+		superseded: {"active", "its time was over", ""},
+	} {
+		seen, err := w.c.Trace(t.Context(), telemetry.TraceID(id).String())
+		require.NoError(t, err)
+		held := ""
+		for _, s := range seen.Spans {
+			reason := s.Attributes["reservation.reason"]
+			if s.Name == want.last || s.Name == "reservation" {
+				require.Equal(t, want.reason, reason, s.Name)
+			} else {
+				require.Empty(t, reason, s.Name)
+			}
+			if s.Name == "disk held" {
+				require.Equal(t, "data", s.Attributes["disk.name"])
+				held = strings.TrimSuffix(s.Duration.Round(time.Minute).String(), "0s")
+			}
+		}
+		require.Equal(t, want.held, held, want.last)
+	}
 }
 
 func TestALifeWhoseRowIsDeletedWithoutACleanupEndsAsVanished(t *testing.T) {

@@ -82,11 +82,10 @@ func (s *story) untilItEnded() {
 		s.phase(telemetry.PhasePreparing, s.preparing, end, outcome)
 	}
 	if l.Stage >= postgres.StageEnded && !s.active.IsZero() {
-		r := s.phase(telemetry.PhaseActive, s.active, s.ended, s.endedAs())
-		if l.Cleanup != nil {
-			r.Attributes = append(r.Attributes, telemetry.KeyReservationReason.String(l.Cleanup.Reason))
-			r.Attributes = append(r.Attributes, s.pod()...)
-		}
+		s.phase(telemetry.PhaseActive, s.active, s.ended, s.endedAs())
+	}
+	if last := len(s.spans) - 1; l.Cleanup != nil && last >= 0 { // in which it ended
+		s.spans[last].Attributes = append(s.pod(), s.reason())
 	}
 }
 
@@ -115,29 +114,26 @@ func (s *story) cleanup() {
 		}
 		r := s.phase(telemetry.StepPhase(string(step.Step)), step.StartedAt, step.FinishedAt, step.Outcome)
 		r.Reservation.Phase = telemetry.PhaseCleanup
-		r.Attributes = append(r.Attributes, telemetry.KeyCleanupStep.String(string(step.Step)), telemetry.KeyAttempt.Int(step.Attempts+1))
+		r.Attributes = append(s.pod(), telemetry.KeyCleanupStep.String(string(step.Step)), telemetry.KeyAttempt.Int(step.Attempts+1))
 		switch step.Step {
-		case postgres.StepPod:
-			r.Attributes = append(r.Attributes, s.pod()...)
+		case postgres.StepListing:
+			r.Attributes = append(r.Attributes, telemetry.Object(c.ContentURL)...)
 		case postgres.StepDisk:
-			r.Attributes = append(r.Attributes, telemetry.Volume(c.VolumeID, c.DiskName)...)
-			if len(c.Snapshots) > 0 {
-				r.Attributes = append(r.Attributes, telemetry.KeySnapshotID.String(c.Snapshots[len(c.Snapshots)-1].SnapshotID))
-			}
+			r.Attributes = append(r.Attributes, s.disk()...)
 		}
 	}
 	if c.SettledAt.IsZero() {
 		return
 	}
-	s.phase(telemetry.PhaseCleanup, s.ended, c.SettledAt, c.Outcome)
-	if c.VolumeID != "" {
+	s.phase(telemetry.PhaseCleanup, s.ended, c.SettledAt, c.Outcome).Attributes = append(s.pod(), s.disk()...)
+	if !c.DiskReleased.IsZero() || c.VolumeID != "" && c.Outcome != postgres.OutcomeSuperseded { // else others hold it, or nobody did
 		r := s.phase(telemetry.PhaseDiskHeld, s.ended, cmp.Or(c.DiskReleased, c.SettledAt), c.Outcome)
 		r.Reservation.Phase = telemetry.PhaseCleanup
 		r.Attributes = append(r.Attributes, telemetry.Volume(c.VolumeID, c.DiskName)...)
 	}
 	s.snapshot(c)
 	root := s.phase("", s.created, c.SettledAt, c.Outcome)
-	root.Attributes = append(root.Attributes, telemetry.KeyReservationReason.String(c.Reason))
+	root.Attributes = append(append(s.pod(), s.disk()...), s.reason())
 }
 
 // snapshot is one phase, whatever attempts it took.
@@ -156,8 +152,7 @@ func (s *story) snapshot(c *postgres.LifecycleCleanup) {
 	}
 	r := s.phase(telemetry.PhaseSnapshot, c.Snapshots[0].IntendedAt, end, string(last.State))
 	r.Reservation.Phase = telemetry.PhaseCleanup
-	r.Attributes = append(telemetry.Volume(c.VolumeID, c.DiskName),
-		telemetry.KeySnapshotID.String(last.SnapshotID), telemetry.KeyAttempt.Int(len(c.Snapshots)))
+	r.Attributes = append(s.disk(), telemetry.KeyAttempt.Int(len(c.Snapshots)))
 	if last.State == postgres.SnapshotError || last.State == postgres.SnapshotAbandoned {
 		r.Error = cmp.Or(last.Detail, string(last.State))
 	}
@@ -167,6 +162,21 @@ func (s *story) snapshot(c *postgres.LifecycleCleanup) {
 func (s *story) pod() []attribute.KeyValue {
 	c := s.life.Cleanup
 	return telemetry.Pod(cmp.Or(c.Namespace, s.life.NamespaceName), c.PodName, c.PodUID)
+}
+
+// disk is the disk's volume, with the newest snapshot that the cleanup made of it.
+func (s *story) disk() []attribute.KeyValue {
+	c := s.life.Cleanup
+	attrs := telemetry.Volume(c.VolumeID, c.DiskName)
+	if n := len(c.Snapshots); n > 0 && c.Snapshots[n-1].SnapshotID != "" {
+		attrs = append(attrs, telemetry.KeySnapshotID.String(c.Snapshots[n-1].SnapshotID))
+	}
+	return attrs
+}
+
+// reason is why the reservation ended.
+func (s *story) reason() attribute.KeyValue {
+	return telemetry.KeyReservationReason.String(s.life.Cleanup.Reason)
 }
 
 // phase adds a span below the root, or with no name the root itself.

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
+	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/jaeger"
 	"gpudev.internal/reservation-expiry/internal/lifecycle"
@@ -217,8 +218,22 @@ func (w *world) launch(id string) {
 func (w *world) expire(id string) {
 	w.become(id, "expired", "58 minutes")
 	w.exec("update reservations set reservation_ended = clock_timestamp() - interval '58 minutes' where reservation_id = $1", id)
-	w.exec(`insert into expiry.cleanups (reservation_id, requested_at, reason, user_id, pod_name, namespace, volume_id, disk_name)
-		values ($1, clock_timestamp() - interval '57 minutes', 'its time was over', 'ada', 'gpu-dev-1', 'gpu-dev', 'vol-0123456789abcdef0', 'data')`, id)
+	w.exec(`insert into expiry.cleanups (reservation_id, requested_at, reason, user_id, pod_name, namespace, volume_id, disk_name, content_key)
+		values ($1, clock_timestamp() - interval '57 minutes', 'its time was over', 'ada', 'gpu-dev-1', 'gpu-dev', 'vol-0123456789abcdef0', 'data', 's3://listings/ada/data.txt')`, id)
+}
+
+// fails ends a life that never became active, of which only the disk's lock and the reason are known.
+func (w *world) fails(id, reason string) {
+	w.become(id, "failed", "58 minutes")
+	w.exec("update reservations set failed_at = clock_timestamp() - interval '58 minutes' where reservation_id = $1", id)
+	w.exec(`insert into expiry.cleanups (reservation_id, requested_at, reason, user_id, disk_name)
+		values ($1, clock_timestamp() - interval '57 minutes', $2, 'ada', 'data')`, id, reason)
+}
+
+// free writes the fact with which a disk without a volume is freed.
+func (w *world) free(id string) {
+	w.exec(`insert into expiry.facts (fact_id, type, subject, sequence, data, occurred_at)
+		values (gen_random_uuid(), $2, $1, 1, '{}', clock_timestamp() - interval '40 minutes')`, id, event.DiskReleased)
 }
 
 func (w *world) step(id string, step postgres.Step, outcome string) {
@@ -233,8 +248,12 @@ func (w *world) snapshot(id string) {
 }
 
 func (w *world) settle(id string) {
-	w.exec(`update expiry.cleanups set disk_released_at = clock_timestamp() - interval '5 minutes', settled_at = clock_timestamp(),
-		outcome = 'released' where reservation_id = $1`, id)
+	w.exec("update expiry.cleanups set disk_released_at = clock_timestamp() - interval '5 minutes' where reservation_id = $1", id)
+	w.settleAs(id, postgres.OutcomeReleased)
+}
+
+func (w *world) settleAs(id, outcome string) {
+	w.exec("update expiry.cleanups set settled_at = clock_timestamp(), outcome = $2 where reservation_id = $1", id, outcome)
 }
 
 // live leads a whole life and returns the reservation's id.

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/reservation"
 )
 
@@ -40,7 +41,7 @@ type Lifecycle struct {
 type LifecycleCleanup struct {
 	Reason       string
 	RequestedAt  time.Time
-	DiskReleased time.Time
+	DiskReleased time.Time // with a volume or without
 	SettledAt    time.Time
 	Outcome      string
 	Namespace    string
@@ -48,6 +49,7 @@ type LifecycleCleanup struct {
 	PodUID       string
 	VolumeID     string
 	DiskName     string
+	ContentURL   string // s3://…, the listing
 	Steps        []StepRecord
 	Snapshots    []LifecycleSnapshot // in order of their attempts
 }
@@ -153,16 +155,19 @@ func readRows(reads *pgx.Batch, ids []string, byID map[string]*Lifecycle) {
 		                    least(r.updated_at, c.requested_at)) end,
 		       (select min(f.created_at) from expiry.follow_ups f
 		        where f.reservation_id = t.reservation_id and f.kind in ('warning', 'notice')),
-		       c.reservation_id is not null, coalesce(c.user_id, t.user_id, ''), coalesce(c.reason, ''), c.requested_at, c.disk_released_at,
+		       c.reservation_id is not null, coalesce(c.user_id, t.user_id, ''), coalesce(c.reason, ''), c.requested_at,
+		       coalesce(c.disk_released_at,
+		                (select max(f.occurred_at) from expiry.facts f
+		                 where f.subject = c.reservation_id and f.type = $2 and f.occurred_at >= c.requested_at)),
 		       c.settled_at, coalesce(c.outcome, ''), coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''),
-		       coalesce(c.volume_id, ''), coalesce(c.disk_name, ''),
+		       coalesce(c.volume_id, ''), coalesce(c.disk_name, ''), coalesce(c.content_key, ''),
 		       coalesce(c.status, t.status, ''), coalesce(c.gpu_type, t.gpu_type, ''),
 		       coalesce(c.created_at, t.created_at), coalesce(c.launched_at, t.launched_at), c.expires_at
 		from expiry.traces t
 		left join (`+lives+`) l using (reservation_id)
 		left join reservations r using (reservation_id)
 		left join expiry.cleanups c using (reservation_id)
-		where t.reservation_id = any($1::text[])`, ids).Query(each(func(rows pgx.Rows) error {
+		where t.reservation_id = any($1::text[])`, ids, event.DiskReleased).Query(each(func(rows pgx.Rows) error {
 		var (
 			id                                 string
 			stage                              Stage
@@ -174,7 +179,7 @@ func readRows(reads *pgx.Batch, ids []string, byID map[string]*Lifecycle) {
 		)
 		targets := append([]any{&id, &stage}, reservationFields(&r)...)
 		targets = append(targets, &vanished, &ended, &told, &hasCleanup, &remembered.UserID, &c.Reason, &requested, &released,
-			&settled, &c.Outcome, &c.Namespace, &c.PodName, &c.PodUID, &c.VolumeID, &c.DiskName,
+			&settled, &c.Outcome, &c.Namespace, &c.PodName, &c.PodUID, &c.VolumeID, &c.DiskName, &c.ContentURL,
 			&remembered.Status, &remembered.GPUType, &remembered.CreatedAt, &remembered.LaunchedAt, &remembered.ExpiresAt)
 		if err := rows.Scan(targets...); err != nil {
 			return err
