@@ -104,7 +104,7 @@ type Bucket interface {
 //
 // Keep takes the disk as far as it will go now. It is called once the pod is gone, of a cleanup whose volume is known,
 // and again until the step is finished. Its result says:
-//   - followup.Recorded: postgres.finishDisk has finished the step, say as superseded or lost;
+//   - followup.Recorded(outcome): postgres.finishDisk has finished the step, say as superseded or lost;
 //   - followup.Done(outcome): the cleanup has nothing more to do for the disk, another follow-up (snapshot.sync) goes
 //     on with it, finishes the step, and settles the cleanup or asks for it again;
 //   - followup.LookAgain(d): the world needs time.
@@ -205,7 +205,7 @@ func (a *Action) Handle(ctx context.Context, f postgres.FollowUp) (result follow
 		if err == nil && !voided {
 			return followup.LookAgain(time.Second), nil // it has ended between two looks
 		}
-		return followup.Recorded, err
+		return followup.Recorded(postgres.Void), err
 	}
 	steps, err := a.Store.CleanupSteps(ctx, c.ReservationID)
 	if err != nil {
@@ -282,7 +282,7 @@ func (a *Action) conclude(ctx context.Context, f postgres.FollowUp, d *delivery,
 		return followup.Result{}, err
 	case settled:
 		a.opts.Log.InfoContext(ctx, "cleanup settled", "outcome", outcome)
-		return followup.Recorded, nil
+		return followup.Recorded(outcome), nil
 	case d.handed != "":
 		return followup.Done(d.handed), nil
 	}

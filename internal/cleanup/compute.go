@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"gpudev.internal/reservation-expiry/internal/fault"
-	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
@@ -286,8 +285,8 @@ func (a *Action) keepDisk(ctx context.Context, d *delivery) (result, error) {
 		switch {
 		case err != nil:
 			return result{}, err
-		case over:
-			return result{recorded: true}, nil
+		case over != "":
+			return result{outcome: string(over), recorded: true}, nil
 		case none != "":
 			outcome, err := a.Store.FinishWithoutVolume(ctx, d.id, none)
 			return result{outcome: outcome, detail: none, recorded: true}, err
@@ -310,9 +309,8 @@ func (a *Action) keepDisk(ctx context.Context, d *delivery) (result, error) {
 		return result{}, err
 	case kept.LookAgain > 0:
 		return waiting(kept.LookAgain, "") // the keeper has noted what for
-	case kept == followup.Recorded:
-		return result{recorded: true}, nil
+	case !kept.IsRecorded():
+		d.handed = kept.Outcome
 	}
-	d.handed = kept.Outcome
 	return result{outcome: kept.Outcome, recorded: true}, nil
 }

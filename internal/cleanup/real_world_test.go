@@ -181,7 +181,7 @@ type keeper struct {
 }
 
 func (k keeper) Keep(ctx context.Context, c postgres.CleanupRecord) (followup.Result, error) {
-	return followup.Recorded, release(ctx, k.db, k.sql, c, c.VolumeID+" "+c.DiskName)
+	return followup.Recorded(postgres.OutcomeReleased), release(ctx, k.db, k.sql, c, c.VolumeID+" "+c.DiskName)
 }
 
 func pathStyle(o *s3.Options) { o.UsePathStyle = true }

@@ -1,7 +1,6 @@
 package cleanup
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,7 +104,7 @@ func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Durat
 	began := a.opts.Now()
 	r, err := a.run(stepCtx, d, s)
 	span.Set(d.subject(s.name)...)
-	outcome := cmp.Or(r.outcome, "recorded")
+	outcome := r.outcome
 	switch {
 	case err != nil:
 		a.recordFailure(ctx, d, s, err)

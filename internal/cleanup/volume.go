@@ -14,8 +14,8 @@ import (
 // seekVolume looks, by the platform's tags, for the volume of a reservation that ran with a disk and of whose volume
 // neither row nor pod knows. What it finds is recorded; none says, for people, that there is no volume. Where EC2 has some
 // of which it cannot be shown that one is the reservation's, that is an error and the disk stays locked, unless that is
-// in other hands: then over is true and its part is settled.
-func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over bool, err error) {
+// in other hands: then over says so and its part is settled.
+func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over postgres.DiskVerdict, err error) {
 	c := d.record
 	if identified := d.steps[postgres.StepIdentify]; identified.Outcome == unclear {
 		d.unclear = identified.Detail
@@ -26,14 +26,14 @@ func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over
 		return "", over, err
 	}
 	if !c.Launched || c.DiskName == "" || c.UserID == "" {
-		return "no volume is known", false, nil
+		return "no volume is known", "", nil
 	}
 	found, err := a.EC2.FindVolumes(ctx, disk.Key{User: c.UserID, Name: c.DiskName}.Tags())
 	if err != nil {
-		return "", false, err
+		return "", "", err
 	}
 	if _, err := a.home.Account(ctx); err != nil { // another's would have none
-		return "", false, err
+		return "", "", err
 	}
 	var ids []string
 	for _, v := range found {
@@ -41,20 +41,20 @@ func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over
 	}
 	aside, err := a.Store.VolumesSetAside(ctx, ids)
 	if err != nil {
-		return "", false, err
+		return "", "", err
 	}
 	found = slices.DeleteFunc(found, func(v disk.Volume) bool {
 		return v.State == disk.VolumeDeleting || v.State == disk.VolumeDeleted || slices.Contains(aside, v.ID)
 	})
 	switch {
 	case len(found) == 0:
-		return "EC2 has no volume with its tags", false, nil
+		return "EC2 has no volume with its tags", "", nil
 	case len(found) == 1 && hadVolume(c, found[0]):
 		a.opts.Log.WarnContext(ctx, "volume found by its tags alone", "volume", found[0].ID, "disk", c.DiskName, "user", c.UserID)
 		if err := a.Store.RecordIdentity(ctx, d.id, postgres.Identity{VolumeID: found[0].ID}, done, ""); err != nil {
-			return "", false, err
+			return "", "", err
 		}
-		return "", false, a.reload(ctx, d)
+		return "", "", a.reload(ctx, d)
 	}
 	ids = ids[:0]
 	for _, v := range found {
@@ -65,13 +65,13 @@ func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over
 	return "", over, err
 }
 
-// locked is the error why, unless the disk is in other hands: then over is true, and its part is settled.
-func (a *Action) locked(ctx context.Context, d *delivery, why error) (over bool, err error) {
+// locked is the error why, unless the disk is in other hands: then over says so, and its part is settled.
+func (a *Action) locked(ctx context.Context, d *delivery, why error) (over postgres.DiskVerdict, err error) {
 	verdict, err := a.Store.WithDisk(ctx, d.id, nil)
 	if err != nil || verdict == postgres.DiskSuperseded || verdict == postgres.DiskSettled {
-		return err == nil, err
+		return verdict, err
 	}
-	return false, why
+	return "", why
 }
 
 // clocksApart is how far EC2's clock and that of who wrote the row may differ.

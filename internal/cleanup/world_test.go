@@ -18,6 +18,7 @@ import (
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/stacktest"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
 const (
@@ -56,6 +57,7 @@ type world struct {
 	clock  *clock
 	db     *postgres.DB
 	sql    *pgxpool.Pool
+	trace  *telemetry.Telemetry // nil: disabled
 	action *cleanup.Action
 	runner *followup.Runner
 }
@@ -77,7 +79,7 @@ func newWorldIn(t *testing.T, shelf *stacktest.Shelf) *world {
 	clock := &clock{at: time.Now()}
 	w := &world{clock: clock, outside: newOutside(clock.now), db: db, sql: sql}
 	w.keep = func(c postgres.CleanupRecord) (followup.Result, error) {
-		return followup.Recorded, release(t.Context(), db, sql, c, "")
+		return followup.Recorded(postgres.OutcomeReleased), release(t.Context(), db, sql, c, "")
 	}
 	w.build(func(*cleanup.World) {})
 	w.exec(t, "insert into expiry.cluster (uid) values ($1)", w.uid)
@@ -96,7 +98,7 @@ func (w *world) build(change func(*cleanup.World)) {
 	parts := cleanup.World{Store: w.db, Cluster: w.outside, EC2: w.outside, Identity: w.outside, Router: w.outside, Disk: w.outside, DNS: w.outside, Bucket: w.outside}
 	change(&parts)
 	quiet := slog.New(slog.DiscardHandler)
-	w.action = cleanup.New(parts, cleanup.Options{Domain: "dev.example.com", Now: w.clock.now, Sleep: w.clock.sleep, Log: quiet})
+	w.action = cleanup.New(parts, cleanup.Options{Domain: "dev.example.com", Now: w.clock.now, Sleep: w.clock.sleep, Log: quiet, Trace: w.trace})
 	w.runner = followup.NewRunner(w.db, map[postgres.FollowUpKind]followup.Action{postgres.Cleanup: w.action}, followup.Options{Log: quiet})
 }
 

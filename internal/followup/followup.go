@@ -33,6 +33,9 @@ func Done(outcome string) Result { return Result{Outcome: outcome} }
 // LookAgain is the result of work that waits for the world.
 func LookAgain(after time.Duration) Result { return Result{LookAgain: after} }
 
-// Recorded is the result of work whose end the action has itself recorded on the row, in one transaction with
-// what it changed elsewhere.
-var Recorded = Result{recorded: true}
+// Recorded is Done for work whose end the action has itself recorded on the row, in one transaction with what it
+// changed elsewhere.
+func Recorded(outcome string) Result { return Result{Outcome: outcome, recorded: true} }
+
+// IsRecorded reports whether the result is Recorded's.
+func (r Result) IsRecorded() bool { return r.recorded }

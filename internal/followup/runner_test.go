@@ -111,7 +111,7 @@ func TestAnActionThatRecordedItsEndIsLeftAlone(t *testing.T) {
 	w := newWorld(t)
 	report, err := w.runner(func(ctx context.Context, f postgres.FollowUp) (followup.Result, error) {
 		_, err := w.db.FinishFollowUp(ctx, f, "settled")
-		return followup.Recorded, err
+		return followup.Recorded("settled"), err
 	}).Run(t.Context(), postgres.Cleanup, key)
 	require.NoError(t, err)
 	require.Equal(t, followup.StateDone, report.State)

@@ -104,11 +104,11 @@ func (k *Keeper) lost(ctx context.Context, c postgres.CleanupRecord) (followup.R
 	if !lost {
 		k.opts.Log.WarnContext(ctx, "the row names a volume that was deleted before, beside its snapshot", "volume", c.VolumeID,
 			"disk", c.DiskName, "user", c.UserID)
-		return followup.Recorded, nil
+		return followup.Recorded(postgres.OutcomeReleased), nil
 	}
 	k.opts.Log.ErrorContext(ctx, "DATA LOST: a volume vanished without a snapshot", "volume", c.VolumeID, "disk", c.DiskName,
 		"user", c.UserID, "reservation_id", c.ReservationID)
-	return followup.Recorded, nil
+	return followup.Recorded(postgres.OutcomeLost), nil
 }
 
 // stop is the result of a step that the disk's rows did not let happen.
@@ -118,11 +118,11 @@ func (k *Keeper) stop(ctx context.Context, c postgres.CleanupRecord, verdict pos
 		return followup.Result{}, err
 	case verdict == postgres.DiskSuperseded:
 		k.superseded(ctx, c)
-		return followup.Recorded, nil
+		return followup.Recorded(postgres.OutcomeSuperseded), nil
 	case verdict == postgres.DiskReleased:
-		return followup.Recorded, k.finish(ctx, c)
+		return followup.Recorded(postgres.OutcomeReleased), k.finish(ctx, c)
 	case verdict == postgres.DiskSettled:
-		return followup.Recorded, nil
+		return followup.Recorded(string(verdict)), nil
 	}
 	return followup.LookAgain(soon), nil // revived or busy
 }

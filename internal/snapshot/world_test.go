@@ -150,7 +150,7 @@ func (a cleanupOf) Handle(ctx context.Context, f postgres.FollowUp) (followup.Re
 		return followup.Done(c.Outcome), nil
 	case !c.Over():
 		_, err := a.db.VoidCleanup(ctx, f)
-		return followup.Recorded, err
+		return followup.Recorded(postgres.Void), err
 	}
 	if err := a.db.BeginStep(ctx, f.ReservationID, postgres.StepDisk); err != nil {
 		return followup.Result{}, err
@@ -159,14 +159,17 @@ func (a cleanupOf) Handle(ctx context.Context, f postgres.FollowUp) (followup.Re
 	if err != nil {
 		return r, errors.Join(err, a.db.FailStep(context.WithoutCancel(ctx), f.ReservationID, postgres.StepDisk, err))
 	}
-	if r != followup.Recorded {
+	if !r.IsRecorded() {
 		return r, nil
 	}
 	outcome, settled, err := a.db.SettleCleanup(ctx, f)
 	if err == nil && !settled {
 		err = fmt.Errorf("the keeper is done and the cleanup does not settle: %s", outcome)
 	}
-	return followup.Recorded, err
+	if err == nil && r.Outcome != outcome && r.Outcome != string(postgres.DiskSettled) {
+		err = fmt.Errorf("the keeper says %s of a disk that is %s", r.Outcome, outcome)
+	}
+	return followup.Recorded(outcome), err
 }
 
 // beginAnew has the steps before the disk's find no pod.

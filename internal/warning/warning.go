@@ -69,7 +69,7 @@ func (w *Warnings) Handle(ctx context.Context, f postgres.FollowUp) (result foll
 		why = "the deadline has passed"
 	}
 	ctx, span := w.opts.Trace.StartAction(ctx, "warning", telemetryOf(f, s), telemetry.KeyWarningLevel.Int(int(level)))
-	defer func() { span.EndOr(result.Outcome, "sent", err) }()
+	defer func() { span.End(result.Outcome, err) }()
 	if why != "" {
 		return w.void(ctx, "no warning", why), nil
 	}
@@ -92,7 +92,7 @@ func (w *Warnings) Handle(ctx context.Context, f postgres.FollowUp) (result foll
 	late := s.Now.Sub(s.Deadline.Add(-level.Duration()))
 	w.opts.Trace.Metrics.Warned(ctx, int(level), max(late, 0))
 	w.opts.Log.InfoContext(ctx, "warned", "level_minutes", int(level), "deadline", s.Deadline)
-	return followup.Recorded, nil
+	return followup.Recorded("sent"), nil
 }
 
 // parseKey reads <reservation>/<deadline, unix seconds>/<level, minutes>.

@@ -103,7 +103,7 @@ func TestAWarningIsWrittenAndThenRecorded(t *testing.T) {
 	m := newModel()
 	result, err := m.warn()
 	require.NoError(t, err)
-	require.Equal(t, followup.Recorded, result)
+	require.Equal(t, followup.Recorded("sent"), result)
 	f := m.written["gpu-dev/gpu-dev-deadbeef/gpu-dev"]
 	require.Equal(t, "WARN_EXPIRES_IN_30MIN.txt", f.Name)
 	require.Equal(t, "/home/dev", f.Dir)
