@@ -81,7 +81,7 @@ func (p *picture) layout() {
 		p.start = max(p.start, utf8.RuneCountInString(relative(r.start(), p.zero)))
 		p.took = max(p.took, utf8.RuneCountInString(p.length(r)))
 	}
-	p.outcome = min(max(p.outcome, len("OUTCOME")), 14)
+	p.outcome = min(max(p.outcome, len("OUTCOME")), len("nothing_to_keep"))
 	p.label = min(max(p.label, len("WORK")), max(width*2/5, 16))
 	if p.bar = p.room(width); p.bar < minBar && width < 80 {
 		p.outcome = 0
@@ -119,6 +119,9 @@ func (p *picture) head() {
 		if value := newest(p.trace, key); value != "" {
 			fmt.Fprintf(p, "  %s", clean(value))
 		}
+	}
+	if reason := newest(p.trace, string(telemetry.KeyReservationReason)); reason != "" {
+		fmt.Fprintf(p, "\n%s", clean(reason))
 	}
 	if p.hasDeadline {
 		fmt.Fprintf(p, "\nT is its deadline, %s\n\n", p.zero.UTC().Format("2006-01-02 15:04:05 UTC"))

@@ -161,6 +161,19 @@ func TestATraceWithoutADeadlineCountsFromItsFirstSpan(t *testing.T) {
 	require.Contains(t, out.String(), "T+250ms")
 }
 
+func TestTheHeadSaysWhyItEnded(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	at := time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
+	require.NoError(t, waterfall.Draw(&out, jaeger.Trace{ID: "ab", Spans: []jaeger.Span{
+		{ID: "1", Name: "reservation", Start: at, Duration: time.Hour, Attributes: map[string]string{
+			"reservation.id": "ab", "reservation.reason": "Evicted: low on memory\x1b", "reservation.outcome": "nothing_to_keep"}},
+		{ID: "2", ParentID: "1", Name: "cleanup", Start: at.Add(time.Minute), Duration: time.Minute},
+	}}, waterfall.Options{}))
+	require.Contains(t, out.String(), "reservation ab\nEvicted: low on memory \nT is ")
+	require.Contains(t, out.String(), "reservation  nothing_to_keep  ")
+}
+
 func TestNothingToDrawIsSaid(t *testing.T) {
 	t.Parallel()
 	require.ErrorContains(t, waterfall.Draw(&bytes.Buffer{}, jaeger.Trace{ID: "ab"}, waterfall.Options{}), "ab")
