@@ -56,7 +56,7 @@ func HTTP(p Providers, next http.RoundTripper) http.RoundTripper {
 }
 
 // Kubernetes wraps the transport of a Kubernetes client (rest.Config.Wrap). Spans are named for the verb and the
-// resource ("DELETE pods"). An exec, which upgrades its connection, is left to the span of whoever runs it.
+// resource ("DELETE pods"). An exec is left to the span of whoever runs it: its address would show the whole command.
 func Kubernetes(p Providers) func(http.RoundTripper) http.RoundTripper {
 	return func(next http.RoundTripper) http.RoundTripper {
 		return transport(p, next, func(_ string, r *http.Request) string {
@@ -86,7 +86,7 @@ func transport(p Providers, next http.RoundTripper, name func(string, *http.Requ
 		otelhttp.WithPropagators(propagation.TraceContext{}),
 		otelhttp.WithSpanNameFormatter(name),
 		otelhttp.WithFilter(func(r *http.Request) bool {
-			return trace.SpanFromContext(r.Context()).IsRecording() && r.Header.Get("Upgrade") == ""
+			return trace.SpanFromContext(r.Context()).IsRecording() && !strings.HasSuffix(r.URL.Path, "/exec")
 		}),
 	)
 }
