@@ -134,7 +134,7 @@ func (s *Sweeper) Sweep(ctx context.Context, trigger string, req event.SweepRequ
 	r := Result{Trigger: trigger, DryRun: req.DryRun, Counts: map[string]int{}, Durations: map[string]int64{}}
 	lease, seen, ok, err := s.begin(ctx, trigger, req.DryRun)
 	if err != nil {
-		s.opts.Trace.Metrics.SweepDone(ctx, time.Time{}, time.Since(began), string(Failed))
+		s.opts.Trace.Metrics.SweepDone(ctx, time.Since(began), string(Failed))
 		return r, fmt.Errorf("begin a sweep: %w", err)
 	}
 	if !ok {
@@ -161,7 +161,7 @@ func (s *Sweeper) Sweep(ctx context.Context, trigger string, req event.SweepRequ
 		s.opts.Log.WarnContext(ctx, "the brake holds endings back", "state", r.Brake.State, "reason", r.Brake.Reason)
 	}
 	if req.DryRun {
-		s.opts.Trace.Metrics.SweepDone(ctx, time.Time{}, time.Since(began), "dry-run")
+		s.opts.Trace.Metrics.SweepDone(ctx, time.Since(began), "dry-run")
 		return r, nil
 	}
 	err = s.finish(ctx, lease, &r)

@@ -80,7 +80,7 @@ func (s *Sweeper) measure(ctx context.Context, r Result, took time.Duration) {
 		return
 	}
 	m := s.opts.Trace.Metrics
-	m.SweepDone(ctx, r.FinishedAt, took, string(r.Outcome))
+	m.SweepDone(ctx, took, string(r.Outcome))
 	looking, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookWithin)
 	defer cancel()
 	backlog, err := s.store.Backlog(looking, followup.StuckAfter)
@@ -99,6 +99,9 @@ func (s *Sweeper) measure(ctx context.Context, r Result, took time.Duration) {
 		DisksHeld: int64(backlog.DisksHeld), SnapshotsPending: int64(backlog.Snapshots),
 		OldestPendingSnapshot: age(backlog.Now, backlog.OldestSnapshot), BrakeEngaged: r.Brake.Engaged(), Paused: r.Paused != nil,
 		OutboxDepth: int64(backlog.Facts), DeadLetters: int64(backlog.DeadLetters),
+	}
+	if r.Outcome != Failed {
+		levels.FinishedAt = r.FinishedAt
 	}
 	if !punctuality.LastFinished.IsZero() {
 		levels.SinceLastSweep = age(r.StartedAt, punctuality.LastFinished)

@@ -151,6 +151,27 @@ func TestWhateverBecomesOfASweepItsDurationIsMeasured(t *testing.T) {
 	require.Equal(t, map[string]uint64{"dry-run": 1, "failed": 2}, outcomes)
 }
 
+func TestASweepWhoseLevelsAreUnknownLeavesTheWordToTheLastThatKnew(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	metrics := pushed{}
+	opts := testOptions()
+	var err error
+	opts.Trace, err = telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Metrics: metrics})
+	require.NoError(t, err)
+	w.run(New(unmeasurable{w.db}, Outside{}, opts), event.SweepRequest{})
+	require.NoError(t, opts.Trace.Flush(t.Context()))
+	require.Contains(t, metrics, "sweep.duration", "it is counted all the same")
+	require.NotContains(t, metrics, "sweep.last_finished")
+}
+
+// unmeasurable is a database that is too slow to be asked for levels.
+type unmeasurable struct{ *postgres.DB }
+
+func (unmeasurable) Punctuality(context.Context, string, time.Time, time.Duration) (postgres.Punctuality, error) {
+	return postgres.Punctuality{}, context.DeadlineExceeded
+}
+
 // unfinishable is a database that is gone by the time at which a sweep ends.
 type unfinishable struct{ *postgres.DB }
 

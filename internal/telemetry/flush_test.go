@@ -88,7 +88,7 @@ func exportingTo(t *testing.T, url string) *telemetry.Telemetry {
 
 func deliver(ctx context.Context, tel *telemetry.Telemetry, name string) {
 	ctx, span := tel.StartDelivery(ctx, name)
-	tel.Metrics.SweepDone(ctx, noon, time.Second, "completed")
+	tel.Metrics.SweepDone(ctx, time.Second, "completed")
 	span.End("completed", nil)
 }
 
@@ -130,12 +130,12 @@ func TestWhatHasEndedCanBeSentAheadAndItsChildrenLater(t *testing.T) {
 	post.End("done", nil)
 	require.NoError(t, tel.FlushSpans(t.Context()))
 	spans, pushes := c.got()
-	require.Equal(t, []string{"call", "sweep"}, spans)
+	require.Equal(t, []string{"sweep", "call"}, spans)
 	require.Zero(t, pushes, "metrics are pushed once")
 	send.End("done", nil)
 	require.NoError(t, tel.Flush(t.Context()))
 	spans, _ = c.got()
-	require.Equal(t, []string{"call", "sweep", "post", "send"}, spans)
+	require.Equal(t, []string{"sweep", "call", "send", "post"}, spans)
 	require.NoError(t, tel.Shutdown(t.Context()))
 }
 

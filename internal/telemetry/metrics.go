@@ -24,6 +24,7 @@ type Metrics struct {
 
 // Levels is what a sweep finds, or leaves behind.
 type Levels struct {
+	FinishedAt            time.Time        // of the sweep that they are of; zero where it did not finish
 	SinceLastSweep        time.Duration    // from the end of the newest finished sweep to this one's start; zero: there was none
 	Reservations          map[string]int64 // by status
 	Overdue               int64            // active past deadline and grace, and still not ended
@@ -46,7 +47,7 @@ func newMetrics(m metric.Meter) (*Metrics, error) {
 	metrics := &Metrics{
 		sweepDuration:   b.seconds("reservation_expiry.sweep.duration", "Time from a sweep's start to its answer, by outcome.", seconds),
 		sweepSkipped:    b.counter("reservation_expiry.sweep.skipped", "{tick}", "Ticks that ran no sweep, by reason."),
-		sweepLast:       b.gaugeSeconds("reservation_expiry.sweep.last_finished", "Unix time at which the newest finished sweep ended."),
+		sweepLast:       b.gaugeSeconds("reservation_expiry.sweep.last_finished", "Unix time at which the newest finished sweep ended whose levels were measured."),
 		sweepAge:        b.gaugeSeconds("reservation_expiry.sweep.age", "Age of the newest sweep that had finished when a sweep began."),
 		reservations:    b.gauge("reservation_expiry.reservations", "{reservation}", "Reservations, by status."),
 		overdue:         b.gauge("reservation_expiry.reservations.overdue", "{reservation}", "Active reservations past deadline and grace that were not ended."),
@@ -69,12 +70,8 @@ func newMetrics(m metric.Meter) (*Metrics, error) {
 	return metrics, errors.Join(b.errs...)
 }
 
-// SweepDone records when a sweep finished, how long it took and its outcome ("completed", "partial", "failed",
-// "dry-run"). One that failed or was dry did not finish: the time of the newest that did stays.
-func (m *Metrics) SweepDone(ctx context.Context, finished time.Time, took time.Duration, outcome string) {
-	if outcome != "failed" && outcome != "dry-run" {
-		m.sweepLast.Record(ctx, float64(finished.UnixMilli())/1000)
-	}
+// SweepDone records how long a sweep took and its outcome ("completed", "partial", "failed", "dry-run").
+func (m *Metrics) SweepDone(ctx context.Context, took time.Duration, outcome string) {
 	m.sweepDuration.Record(ctx, took.Seconds(), word("outcome", outcome))
 }
 
@@ -83,8 +80,12 @@ func (m *Metrics) SweepSkipped(ctx context.Context, reason string) {
 	m.sweepSkipped.Add(ctx, 1, word("reason", reason))
 }
 
-// SweepLevels records what a sweep found. A level that is not recorded again is not pushed again.
+// SweepLevels records what a sweep found, and with it when: by the newest such time it is known whose levels are
+// believed. A level that is not recorded again is not pushed again.
 func (m *Metrics) SweepLevels(ctx context.Context, l Levels) {
+	if !l.FinishedAt.IsZero() {
+		m.sweepLast.Record(ctx, float64(l.FinishedAt.UnixMilli())/1000)
+	}
 	if l.SinceLastSweep > 0 {
 		m.sweepAge.Record(ctx, l.SinceLastSweep.Seconds())
 	}

@@ -46,14 +46,14 @@ func withMetrics(t *testing.T) (*telemetry.Telemetry, *pushed) {
 
 // recordEverything makes every instrument report.
 func recordEverything(ctx context.Context, m *telemetry.Metrics) {
-	m.SweepDone(ctx, noon, 1500*time.Millisecond, "completed")
+	m.SweepDone(ctx, 1500*time.Millisecond, "completed")
 	m.SweepSkipped(ctx, "lease held")
 	m.Ended(ctx, "expired", 3)
 	m.Warned(ctx, 30, 12*time.Second)
 	m.StepTried(ctx, "pod", "done", 2*time.Second, 2, true)
 	m.EventAnswered(ctx, "dev.knative.sources.ping", 202)
 	m.SweepLevels(ctx, telemetry.Levels{
-		SinceLastSweep: time.Minute, Reservations: map[string]int64{"active": 7, "queued": 1},
+		FinishedAt: noon, SinceLastSweep: time.Minute, Reservations: map[string]int64{"active": 7, "queued": 1},
 		BrakeEngaged: true, OldestCleanup: time.Hour,
 	})
 }
@@ -174,8 +174,9 @@ func TestASweepThatFailedOrWasDryDidNotFinish(t *testing.T) {
 	t.Parallel()
 	tel, p := withMetrics(t)
 	for _, outcome := range []string{"failed", "dry-run"} {
-		tel.Metrics.SweepDone(t.Context(), noon, time.Second, outcome)
+		tel.Metrics.SweepDone(t.Context(), time.Second, outcome)
 	}
+	tel.Metrics.SweepLevels(t.Context(), telemetry.Levels{})
 	require.NoError(t, tel.Flush(t.Context()))
 	require.Len(t, p.last["reservation_expiry.sweep.duration"].Data.(metricdata.Histogram[float64]).DataPoints, 2)
 	require.NotContains(t, p.last, "reservation_expiry.sweep.last_finished")

@@ -96,7 +96,7 @@ func TestWithoutACollectorNothingIsExportedAndTraceIDsAreReal(t *testing.T) {
 			require.True(t, trace.SpanContextFromContext(ctx).IsValid())
 			require.Regexp(t, `^00-[0-9a-f]{32}-[0-9a-f]{16}-01$`, telemetry.TraceParent(ctx))
 			span.End("completed", nil)
-			tel.Metrics.SweepDone(ctx, noon, time.Second, "completed")
+			tel.Metrics.SweepDone(ctx, time.Second, "completed")
 			require.NoError(t, tel.Flush(ctx))
 			require.NoError(t, tel.Export(ctx, telemetry.Record{Reservation: telemetry.Reservation{ID: reservationID}}))
 			require.NoError(t, tel.Shutdown(ctx))
