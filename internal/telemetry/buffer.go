@@ -3,6 +3,7 @@ package telemetry
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -24,7 +25,7 @@ type buffer struct {
 
 	mu    sync.Mutex
 	open  map[trace.SpanID]*family // begun and not ended, each with the family it belongs to
-	ready []sdktrace.ReadOnlySpan
+	ready []member                 // family by family, the head of each before what is below it
 }
 
 // family is a span whose parent is not of this process, with all that happened below it.
@@ -32,6 +33,12 @@ type family struct {
 	head  trace.SpanID
 	ended []sdktrace.ReadOnlySpan
 	done  bool
+	lost  bool // some of it will never be sent: the rest might hang below nothing
+}
+
+type member struct {
+	span sdktrace.ReadOnlySpan
+	of   *family
 }
 
 var _ sdktrace.SpanProcessor = (*buffer)(nil)
@@ -64,18 +71,30 @@ func (b *buffer) OnEnd(s sdktrace.ReadOnlySpan) {
 	delete(b.open, id)
 	f.ended = append(f.ended, s)
 	f.done = f.done || id == f.head
-	if f.done {
-		b.keep(f.ended)
-		f.ended = nil
+	if f.done && !f.lost {
+		b.keep(f)
 	}
 }
 
-// keep appends to the spans that await a flush, the oldest giving way when there are too many.
-func (b *buffer) keep(spans []sdktrace.ReadOnlySpan) {
-	b.ready = append(b.ready, spans...)
-	if over := len(b.ready) - bufferLimit; over > 0 {
-		b.ready = append([]sdktrace.ReadOnlySpan(nil), b.ready[over:]...)
+// keep adds what has ended of a family to what awaits a flush. Where there is too much the oldest families give way.
+func (b *buffer) keep(f *family) {
+	slices.Reverse(f.ended) // parents end last
+	for _, s := range f.ended[:min(len(f.ended), bufferLimit)] {
+		b.ready = append(b.ready, member{s, f})
 	}
+	f.ended = nil
+	b.forget(b.ready[:max(0, len(b.ready)-bufferLimit)])
+}
+
+// forget drops the families of some spans, whole.
+func (b *buffer) forget(some []member) {
+	if len(some) == 0 {
+		return
+	}
+	for _, m := range some {
+		m.of.lost = true
+	}
+	b.ready = slices.DeleteFunc(b.ready, func(m member) bool { return m.of.lost })
 }
 
 // ForceFlush exports what has ended so far. A batch that never left this process waits for the next flush; one
@@ -92,32 +111,44 @@ func (b *buffer) ForceFlush(ctx context.Context) error {
 		if len(batch) == 0 {
 			return nil
 		}
-		if err := b.export(ctx, batch); err != nil {
-			if !errors.Is(err, ErrUnconfirmed) {
-				b.putBack(batch)
-			}
+		spans := make([]sdktrace.ReadOnlySpan, len(batch))
+		for i, m := range batch {
+			spans[i] = m.span
+		}
+		if err := b.export(ctx, spans); err != nil {
+			b.putBack(batch, errors.Is(err, ErrUnconfirmed))
 			return err
 		}
 	}
 	return ctx.Err()
 }
 
-func (b *buffer) take() []sdktrace.ReadOnlySpan {
+// take takes as many families as fit into a batch, or a part of one that does not.
+func (b *buffer) take() []member {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n := min(len(b.ready), batchSize)
-	batch := b.ready[:n:n]
+	for whole := n; whole > 0; whole-- {
+		if whole == len(b.ready) || b.ready[whole].of != b.ready[whole-1].of {
+			n = whole
+			break
+		}
+	}
+	batch := slices.Clone(b.ready[:n])
 	b.ready = b.ready[n:]
 	return batch
 }
 
-func (b *buffer) putBack(batch []sdktrace.ReadOnlySpan) {
+// putBack keeps a batch that failed for the next flush, or if it may have arrived forgets it, with the rest of its families.
+func (b *buffer) putBack(batch []member, mayHaveArrived bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	later := b.ready
-	b.ready = nil
-	b.keep(batch)
-	b.keep(later)
+	if mayHaveArrived {
+		b.forget(batch)
+		return
+	}
+	b.ready = slices.Concat(batch, b.ready)
+	b.forget(b.ready[:max(0, len(b.ready)-bufferLimit)])
 }
 
 func (b *buffer) Shutdown(ctx context.Context) error { return b.ForceFlush(ctx) }

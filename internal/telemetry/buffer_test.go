@@ -7,26 +7,32 @@ import (
 
 	"github.com/stretchr/testify/require"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // recorder is a buffer whose exports are kept, and fail with err while that is set.
 type recorder struct {
 	*buffer
 	names []string
+	ids   []trace.SpanID
+	heads map[string]trace.SpanID // by name
 	sizes []int
 	err   error
 }
 
 func newRecorder(t *testing.T) (*recorder, *sdktrace.TracerProvider) {
 	t.Helper()
-	r := &recorder{}
+	r := &recorder{heads: map[string]trace.SpanID{}}
 	r.buffer = newBuffer(func(_ context.Context, batch []sdktrace.ReadOnlySpan) error {
 		if r.err != nil {
 			return r.err
 		}
 		r.sizes = append(r.sizes, len(batch))
 		for _, s := range batch {
-			r.names = append(r.names, s.Name())
+			r.names, r.ids = append(r.names, s.Name()), append(r.ids, s.SpanContext().SpanID())
+			if !s.Parent().IsValid() {
+				r.heads[s.Name()] = s.SpanContext().SpanID()
+			}
 		}
 		return nil
 	})
@@ -50,7 +56,7 @@ func TestNoSpanIsExportedBeforeTheOneItHangsBelow(t *testing.T) {
 	_, late := tracer.Start(stepCtx, "late")
 	late.End()
 	require.NoError(t, r.ForceFlush(t.Context()))
-	require.Equal(t, []string{"call", "step", "action", "late"}, r.names)
+	require.Equal(t, []string{"action", "step", "call", "late"}, r.names)
 	require.Empty(t, r.open)
 }
 
@@ -86,6 +92,49 @@ func TestTheBufferExportsInBatchesAndForgetsTheOldestWhenFull(t *testing.T) {
 	require.Len(t, r.names, bufferLimit)
 	require.NotContains(t, r.names, "old")
 	require.Equal(t, batchSize, r.sizes[0])
+}
+
+// begin starts a family of n spans below a head and ends all.
+func begin(ctx context.Context, tracer trace.Tracer, name string, n int) {
+	ctx, head := tracer.Start(ctx, name)
+	for range n {
+		_, child := tracer.Start(ctx, name)
+		child.End()
+	}
+	head.End()
+}
+
+func TestFamiliesAreSentWholeOrWhereTheyDoNotFitFromTheirHeadDown(t *testing.T) {
+	t.Parallel()
+	r, provider := newRecorder(t)
+	tracer := provider.Tracer("test")
+	begin(t.Context(), tracer, "first", 299)
+	begin(t.Context(), tracer, "second", 299)
+	begin(t.Context(), tracer, "large", batchSize)
+	require.NoError(t, r.ForceFlush(t.Context()))
+	require.Equal(t, []int{300, 300, batchSize, 1}, r.sizes)
+	require.Equal(t, r.heads["first"], r.ids[0])
+	require.Equal(t, r.heads["second"], r.ids[300])
+	require.Equal(t, r.heads["large"], r.ids[600])
+}
+
+func TestAFamilyOfWhichAPartIsLostIsForgottenWhole(t *testing.T) {
+	t.Parallel()
+	r, provider := newRecorder(t)
+	tracer := provider.Tracer("test")
+	begin(t.Context(), tracer, "large", batchSize) // its head may not have arrived
+	begin(t.Context(), tracer, "small", 1)
+	r.err = ErrUnconfirmed
+	require.Error(t, r.ForceFlush(t.Context()))
+	r.err = nil
+	require.NoError(t, r.ForceFlush(t.Context()))
+	require.Equal(t, []string{"small", "small"}, r.names)
+
+	begin(t.Context(), tracer, "old", 1)
+	begin(t.Context(), tracer, "new", bufferLimit-2) // one too many
+	require.NoError(t, r.ForceFlush(t.Context()))
+	require.NotContains(t, r.names, "old")
+	require.Len(t, r.names, 2+bufferLimit-1)
 }
 
 func TestABatchThatMayHaveArrivedIsForgotten(t *testing.T) {
