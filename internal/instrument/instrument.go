@@ -59,7 +59,7 @@ func HTTP(p Providers, next http.RoundTripper) http.RoundTripper {
 // resource ("DELETE pods"). An exec is left to the span of whoever runs it: its address would show the whole command.
 func Kubernetes(p Providers) func(http.RoundTripper) http.RoundTripper {
 	return func(next http.RoundTripper) http.RoundTripper {
-		return transport(p, next, func(_ string, r *http.Request) string {
+		return transport(p, gone{next}, func(_ string, r *http.Request) string {
 			return strings.TrimSpace(r.Method + " " + resource(r.URL.Path))
 		})
 	}
@@ -73,6 +73,7 @@ func AWS(p Providers, cfg aws.Config) aws.Config {
 		otelaws.WithTextMapPropagator(propagation.NewCompositeTextMapPropagator()), // AWS has no use for our trace ids
 		otelaws.WithAttributeBuilder(otelaws.DefaultAttributeBuilder),
 	)
+	cfg.APIOptions = append(cfg.APIOptions, goneFromAWS)
 	return cfg
 }
 
