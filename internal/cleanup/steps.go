@@ -116,9 +116,12 @@ func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Durat
 	case !r.recorded:
 		err = a.Store.FinishStep(ctx, id, s.name, r.outcome, r.detail)
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		a.opts.Log.InfoContext(stepCtx, "cleanup step", "step", s.name, "outcome", outcome, "reason", r.detail)
-	} else {
+	case interrupted(ctx):
+		outcome = telemetry.Interrupted
+	default:
 		outcome = "error"
 	}
 	span.End(outcome, err)
@@ -156,9 +159,12 @@ func (a *Action) run(ctx context.Context, d *delivery, s step) (result, error) {
 	return s.run(ctx, d)
 }
 
-// recordFailure counts a failure unless the delivery was interrupted, which is nobody's failure.
+// interrupted reports whether the delivery was called off, which is nobody's failure.
+func interrupted(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
+
+// recordFailure counts a failure unless the delivery was interrupted.
 func (a *Action) recordFailure(ctx context.Context, d *delivery, s step, cause error) {
-	if errors.Is(ctx.Err(), context.Canceled) {
+	if interrupted(ctx) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)

@@ -1,9 +1,12 @@
 package cleanup_test
 
 import (
+	"context"
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"gpudev.internal/reservation-expiry/internal/cleanup"
@@ -48,7 +51,24 @@ func TestTheSpansSayHowTheCleanupEnded(t *testing.T) {
 	}
 }
 
-// traced has the spans of what follows kept; the function it returns gives the outcome of each, by name.
+func TestACleanupThatIsCalledOffHasNotFailed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	said := w.traced(t)
+	w.stand(t)
+	w.request(t)
+	ctx, stop := context.WithCancel(t.Context())
+	w.keep = func(postgres.CleanupRecord) (followup.Result, error) {
+		stop()
+		return followup.Result{}, fmt.Errorf("describe volume: %w", ctx.Err())
+	}
+	require.Equal(t, followup.StateHandedBack, w.deliver(ctx, t).State)
+	outcomes := said()
+	require.Equal(t, "interrupted", outcomes["cleanup"])
+	require.Equal(t, "interrupted", outcomes["disk"])
+}
+
+// traced has the spans of what follows kept; the function it returns gives the outcome of each, by name, and which is an error.
 func (w *world) traced(t *testing.T) func() map[string]string {
 	t.Helper()
 	spans := tracetest.NewInMemoryExporter()
@@ -63,6 +83,9 @@ func (w *world) traced(t *testing.T) func() map[string]string {
 			for _, a := range s.Attributes {
 				if a.Key == telemetry.KeyReservationOutcome {
 					outcomes[s.Name] = a.Value.AsString()
+					if s.Status.Code == codes.Error {
+						outcomes[s.Name] += " ERROR"
+					}
 				}
 			}
 		}

@@ -118,7 +118,7 @@ func (m *Metrics) Warned(ctx context.Context, level int, late time.Duration) {
 }
 
 // StepTried records one attempt at a cleanup step, attempt being 1 for the first. Outcomes are the words of the
-// spans ("done", "waiting", "error"); done says whether the step is now complete.
+// spans ("done", "waiting", "interrupted", "error"); done says whether the step is now complete.
 func (m *Metrics) StepTried(ctx context.Context, step, outcome string, took time.Duration, attempt int, done bool) {
 	m.stepDuration.Record(ctx, took.Seconds(), metric.WithAttributes(attribute.String("step", step), attribute.String("outcome", outcome)))
 	if done {

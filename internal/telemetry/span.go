@@ -3,6 +3,7 @@ package telemetry
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -33,6 +34,9 @@ const (
 
 // Unknown is what a span says of whatever nobody knows: a search finds such spans, too.
 const Unknown = "unknown"
+
+// Interrupted is the outcome of work that was called off and is done by a later delivery.
+const Interrupted = "interrupted"
 
 // Reservation is what every span of a reservation's trace says about it. Only ID is required.
 type Reservation struct {
@@ -136,8 +140,12 @@ func LinkReservation(ctx context.Context, id string) {
 }
 
 // End ends the span. The outcome is one word to search by ("warned", "superseded", "waiting"); with an error it
-// may be empty and is then "error", and error.type says of what kind (package fault).
+// may be empty and is then "error", and error.type says of what kind (package fault). Work that was called off, since
+// the process stops or the sender has gone away, is Interrupted and has not failed.
 func (s *Span) End(outcome string, err error) {
+	if errors.Is(err, context.Canceled) {
+		outcome, err = cmp.Or(outcome, Interrupted), nil
+	}
 	if err != nil {
 		if outcome == "" {
 			outcome = "error"

@@ -1,6 +1,7 @@
 package telemetry_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -172,7 +173,12 @@ func TestAnErrorIsAWordToSearchBy(t *testing.T) {
 	a.End("", fault.Errorf(fault.Conflict, "detach vol-1: in use"))
 	_, b := tel.StartAction(t.Context(), "b", reservation)
 	b.End("superseded", errors.New("taken"))
+	_, c := tel.StartAction(t.Context(), "c", reservation)
+	c.EndOr("", "waiting", fault.Errorf(fault.Transient, "interrupted: %w", context.Canceled))
 	got := flushed(t, tel, spans)
+	require.Equal(t, "interrupted", attributes(got["c"])["reservation.outcome"])
+	require.Equal(t, codes.Unset, got["c"].Status.Code, "what was called off has not failed")
+	require.NotContains(t, attributes(got["c"]), "error.type")
 	require.Equal(t, "error", attributes(got["a"])["reservation.outcome"])
 	require.Equal(t, "conflict", attributes(got["a"])["error.type"])
 	require.Equal(t, codes.Error, got["a"].Status.Code)
@@ -258,4 +264,11 @@ func TestWhatNobodyKnowsOfAReservationIsSaidToBeUnknown(t *testing.T) {
 		"reservation.id": reservationID, "user.id": "unknown", "reservation.status": "unknown", "gpu.type": "unknown",
 		"reservation.outcome": "void",
 	}, attributes(flushed(t, tel, spans)["warning"]))
+}
+
+func TestWhatIsNotKnownOfAPodIsNotSaid(t *testing.T) {
+	t.Parallel()
+	require.Empty(t, telemetry.Pod("gpu-dev", "", ""))
+	require.Equal(t, []attribute.KeyValue{telemetry.KeyPodName.String("gpu-dev-1")}, telemetry.Pod("", "gpu-dev-1", ""))
+	require.Len(t, telemetry.Pod("gpu-dev", "gpu-dev-1", "u"), 3)
 }
