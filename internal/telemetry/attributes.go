@@ -68,12 +68,15 @@ func CloudEvent(e event.Event) []attribute.KeyValue {
 	return attrs
 }
 
-// Pod describes a pod; uid may be unknown. Without a name there is none.
+// Pod describes a pod; namespace and uid may be unknown. Without a name there is none.
 func Pod(namespace, name, uid string) []attribute.KeyValue {
 	if name == "" {
 		return nil
 	}
-	attrs := []attribute.KeyValue{semconv.K8SNamespaceName(namespace), semconv.K8SPodName(name)}
+	attrs := []attribute.KeyValue{semconv.K8SPodName(name)}
+	if namespace != "" {
+		attrs = append(attrs, semconv.K8SNamespaceName(namespace))
+	}
 	if uid != "" {
 		attrs = append(attrs, semconv.K8SPodUID(uid))
 	}
