@@ -15,6 +15,8 @@ import (
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // ErrUnconfirmed marks an export that failed after the request may have reached the collector. Sending the same
@@ -108,11 +110,17 @@ func exportSpans(ctx context.Context, e sdktrace.SpanExporter, spans []sdktrace.
 	switch {
 	case err == nil:
 		return nil
-	case dialled.Load() && !connected.Load(), refused.MatchString(err.Error()):
+	case dialled.Load() && !connected.Load(), undialled(err), refused.MatchString(err.Error()):
 		return fmt.Errorf("export %d spans: %w", len(spans), err)
 	default:
 		return fmt.Errorf("export %d spans: %w: %w", len(spans), ErrUnconfirmed, err)
 	}
+}
+
+// undialled reports whether gRPC had no connection to send anything over. It calls that Unavailable, like a connection that
+// breaks later, and tells the two apart by this text only.
+func undialled(err error) bool {
+	return status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), "transport: Error while dialing")
 }
 
 // refused matches the error of an export of which the collector has answered that it does not take the spans: a 4xx. Any

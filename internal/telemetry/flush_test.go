@@ -13,8 +13,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	"gpudev.internal/reservation-expiry/internal/telemetry"
@@ -240,6 +242,47 @@ func TestExportTellsALostAnswerFromARefusal(t *testing.T) {
 		require.Equal(t, doubt, errors.Is(err, telemetry.ErrUnconfirmed), "%d: %v", status, err)
 		_ = tel.Shutdown(t.Context())
 	}
+}
+
+func TestExportTellsALostAnswerFromARefusedConnectionOverGRPC(t *testing.T) {
+	t.Parallel()
+	record := telemetry.Record{Reservation: reservation, Start: noon, End: noon}
+	export := func(address string) error {
+		spans, err := otlptracegrpc.New(t.Context(), otlptracegrpc.WithEndpoint(address), otlptracegrpc.WithInsecure(),
+			otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{}))
+		require.NoError(t, err)
+		tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: env{}.get, Spans: spans, Within: 10 * time.Second})
+		require.NoError(t, err)
+		defer func() { _ = tel.Shutdown(context.Background()) }()
+		return tel.Export(t.Context(), record)
+	}
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	err := export(closed.Listener.Addr().String())
+	require.Error(t, err)
+	require.NotErrorIs(t, err, telemetry.ErrUnconfirmed, "nothing was sent")
+
+	server := grpc.NewServer()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	collector.RegisterTraceServiceServer(server, breaking{stop: server.Stop})
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(listener) })
+	require.ErrorIs(t, export(listener.Addr().String()), telemetry.ErrUnconfirmed, "it was sent, and the connection broke")
+	server.Stop()
+	serving.Wait()
+}
+
+// breaking is a collector that goes down while it works on what it has got.
+type breaking struct {
+	collector.UnimplementedTraceServiceServer
+	stop func()
+}
+
+func (b breaking) Export(ctx context.Context, _ *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+	go b.stop()
+	<-ctx.Done()
+	return nil, ctx.Err()
 }
 
 func TestDeliveriesThatFlushAtOnceLoseNothing(t *testing.T) {
