@@ -45,7 +45,7 @@ func tree(t jaeger.Trace, calls bool) []*row {
 	if len(children[""]) > 0 && slices.ContainsFunc(children[""], func(s jaeger.Span) bool { return s.ID == outermost[1] }) {
 		outermost = outermost[:1]
 	}
-	rows := flatten(nil, group(children, outermost, calls), nil)
+	rows := flatten(nil, grouping{children, calls, newest(t, string(telemetry.KeyReservationDeadline))}.below(outermost), nil)
 	for _, r := range rows {
 		r.open = open[r.spans[0].ID]
 	}
@@ -108,19 +108,37 @@ func phases(t jaeger.Trace) (names, parents map[string]string) {
 	return names, parents
 }
 
-// group makes rows of the spans below any of the parents.
-func group(children map[string][]jaeger.Span, parents []string, calls bool) []*row {
+// grouping makes rows of spans.
+type grouping struct {
+	children map[string][]jaeger.Span // by parent
+	calls    bool
+	deadline string // the newest
+}
+
+// label names what a span is an attempt at. A warning belongs to one deadline, which may have been moved since.
+func (g grouping) label(s jaeger.Span) string {
+	level := s.Attributes[string(telemetry.KeyWarningLevel)]
+	if level == "" {
+		return s.Name
+	}
+	label := s.Name + " " + level + " min"
+	was := s.Attributes[string(telemetry.KeyReservationDeadline)]
+	if at, err := time.Parse(time.RFC3339, was); err == nil && was != g.deadline {
+		label += at.UTC().Format(", T was 15:04")
+	}
+	return label
+}
+
+// below makes rows of the spans below any of the parents.
+func (g grouping) below(parents []string) []*row {
 	var rows []*row
 	byLabel := map[string]*row{}
 	for _, parent := range parents {
-		for _, s := range children[parent] {
-			if !calls && s.Attributes["span.kind"] == "client" {
+		for _, s := range g.children[parent] {
+			if !g.calls && s.Attributes["span.kind"] == "client" {
 				continue
 			}
-			label := s.Name
-			if level := s.Attributes[string(telemetry.KeyWarningLevel)]; level != "" {
-				label += " " + level + " min"
-			}
+			label := g.label(s)
 			if byLabel[label] == nil {
 				byLabel[label] = &row{label: label}
 				rows = append(rows, byLabel[label])
@@ -136,7 +154,7 @@ func group(children map[string][]jaeger.Span, parents []string, calls bool) []*r
 				ids = append(ids, s.ID)
 			}
 		}
-		r.children = group(children, ids, calls)
+		r.children = g.below(ids)
 		r.takeIn()
 	}
 	byStart(rows)

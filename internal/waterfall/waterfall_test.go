@@ -174,6 +174,21 @@ func TestTheHeadSaysWhyItEnded(t *testing.T) {
 	require.Contains(t, out.String(), "reservation  nothing_to_keep  ")
 }
 
+func TestAWarningBeforeAnExtensionSaysWhichDeadlineItWasFor(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	at := time.Date(2026, 3, 1, 9, 0, 0, 0, time.UTC)
+	warning := func(id string, after time.Duration, deadline string) jaeger.Span {
+		return jaeger.Span{ID: id, Name: "warning", Start: at.Add(after), Duration: time.Second, Attributes: map[string]string{
+			"reservation.id": "ab", "warning.level": "15", "reservation.deadline": deadline}}
+	}
+	require.NoError(t, waterfall.Draw(&out, jaeger.Trace{ID: "ab", Spans: []jaeger.Span{
+		warning("1", 0, "2026-03-01T09:15:00Z"), warning("2", time.Hour, "2026-03-01T10:15:00Z"), warning("3", time.Hour+time.Minute, "2026-03-01T10:15:00Z"),
+	}}, waterfall.Options{}))
+	require.Contains(t, out.String(), "\nwarning 15 min, T was 09:15  ")
+	require.Regexp(t, `\nwarning 15 min ×2 `, out.String())
+}
+
 func TestNothingToDrawIsSaid(t *testing.T) {
 	t.Parallel()
 	require.ErrorContains(t, waterfall.Draw(&bytes.Buffer{}, jaeger.Trace{ID: "ab"}, waterfall.Options{}), "ab")
