@@ -33,6 +33,8 @@ func (d *demo) traceOne(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("draw the trace of %s: %w", id, err)
 			}
+			fmt.Println("(Jaeger's Go module, of which this one is built, comes without the web pages: its API answers,\n" +
+				" at /api/traces instead of /trace; with a released Jaeger the address is the page.)")
 			return nil
 		}
 		select {
