@@ -81,8 +81,8 @@ const (
 // collector has acknowledged. also are reservations whose cleanup may have finished a step. What does not fit is left
 // to the next call. Without a collector nothing is claimed.
 //
-// A process that is killed between acknowledgement and mark leaves a lease that lapses, and an export without an answer
-// a doubt. After a pause the Viewer says what has arrived; without one the spans are sent again, since a life that is
+// A process that is killed between acknowledgement and mark, or a database that fails there, leaves a lease that lapses, and
+// an export without a clear answer a doubt. After a pause the Viewer says what has arrived; without one the spans are sent again, since a life that is
 // shown twice is better than one that is lost. It returns how many spans were written.
 func (w *Writer) Write(ctx context.Context, also ...string) (written int, err error) {
 	if !w.exporter.Exporting() {
