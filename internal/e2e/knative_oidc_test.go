@@ -192,8 +192,9 @@ func strangersAreTurnedAway(t *testing.T, w *world, f *function, forBroker strin
 	swept := "select count(*) from expiry.sweeps where outcome = 'completed' and trigger = '" + event.SweepRequested + "'"
 	before, err := w.Text(t.Context(), swept)
 	require.NoError(t, err)
-	require.Equal(t, http.StatusAccepted, f.post(broker, "by-operator", "{}", byHand))
 	eventually(t, time.Minute, "the operator's sweep has run", func() error {
+		// Again and again: one that finds a tick's under way is skipped.
+		require.Equal(t, http.StatusAccepted, f.post(broker, "by-operator", "{}", byHand))
 		now, err := w.Text(t.Context(), swept)
 		if err == nil && now == before {
 			err = fmt.Errorf("it has not")
