@@ -29,23 +29,25 @@ type Observation struct {
 	Now    time.Time // the database's clock, read once for the whole sweep
 	Active int       // all active reservations
 	Pause  *Pause    // nil unless paused
+	Last   time.Time // when the newest sweep began that was not paused and has decided; zero: there is none
 }
 
 const observe = `
-	select s.clock, (select count(*) from reservations where status = 'active'), p.paused_at, p.until, p.why
+	select s.clock, (select count(*) from reservations where status = 'active'), p.paused_at, p.until, p.why,
+	       (select started_at from expiry.sweeps where outcome in ('completed', 'partial') and not paused order by started_at desc limit 1)
 	from (select clock_timestamp() as clock) s
 	left join expiry.pause p on p.until is null or p.until > s.clock`
 
 func scanObservation(row pgx.Row) (Observation, error) {
 	var (
-		o              Observation
-		pausedAt, till *time.Time
-		why            *string
+		o                    Observation
+		pausedAt, till, last *time.Time
+		why                  *string
 	)
-	if err := row.Scan(&o.Now, &o.Active, &pausedAt, &till, &why); err != nil {
+	if err := row.Scan(&o.Now, &o.Active, &pausedAt, &till, &why, &last); err != nil {
 		return Observation{}, fmt.Errorf("read the clock, the pause and the number of active reservations: %w", err)
 	}
-	o.Now = o.Now.UTC()
+	o.Now, o.Last = o.Now.UTC(), orZero(last)
 	if pausedAt != nil {
 		o.Pause = &Pause{At: *pausedAt, Until: till, Why: *why}
 	}

@@ -52,6 +52,9 @@ func (b *brake) ask() reservation.BrakeDecision {
 	return decision
 }
 
+// heldBack is why a reservation does not end.
+func (b *brake) heldBack() string { return "held back by the brake: " + b.report().Reason }
+
 // report is nil where nobody has asked.
 func (b *brake) report() *Brake {
 	b.mu.Lock()

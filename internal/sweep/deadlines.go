@@ -29,7 +29,7 @@ func deadlines(store deadlineStore, grace time.Duration) part {
 		for _, r := range past {
 			deadline, anomaly := reservation.EffectiveDeadline(r.Reservation, r.Master, p.now)
 			if anomaly != reservation.NoAnomaly {
-				pl.anomalies.add(anomaly, r.ID)
+				pl.leave(anomaly, r.Reservation, r.Master)
 			}
 			if !reservation.Overdue(r.Reservation, r.Master, p.now, grace) {
 				continue
@@ -39,7 +39,10 @@ func deadlines(store deadlineStore, grace time.Duration) part {
 			pl.decisions = append(pl.decisions, Decision{ReservationID: r.ID, Action: Expire, Reason: reason})
 		}
 		if !p.brake.deadlines(len(expiries)) {
-			return plan{anomalies: pl.anomalies, counts: map[string]int{"expiriesHeldBack": len(expiries)}}, nil
+			for _, e := range expiries {
+				pl.spared = append(pl.spared, spared{e.ReservationID, p.brake.heldBack(), e.Deadline.Add(grace)})
+			}
+			return plan{spared: pl.spared, anomalies: pl.anomalies, counts: map[string]int{"expiriesHeldBack": len(expiries)}}, nil
 		}
 		if len(expiries) == 0 {
 			return pl, nil

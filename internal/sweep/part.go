@@ -28,6 +28,7 @@ type part struct {
 type pass struct {
 	lease postgres.SweepLease // a dry run's is zero: nothing can be written with it
 	now   time.Time           // the database's clock, read once
+	last  time.Time           // when the last sweep that could decide began; zero: there was none
 	only  []string            // the reservations asked for; empty: all
 	// paused: parts that carry on what was begun begin nothing.
 	paused bool
@@ -40,9 +41,16 @@ type pass struct {
 	snapshots func(context.Context) (*snapshotList, error)
 }
 
+// spared is a reservation that a sweep leaves as it is although something is to be done about it.
+type spared struct {
+	id, reason string
+	since      time.Time // when that began; zero: nobody knows
+}
+
 // plan is what a part has decided.
 type plan struct {
 	decisions []Decision
+	spared    []spared
 	anomalies anomalies
 	counts    map[string]int // of what was seen; what apply counts is added
 	// apply carries the decisions out, each guarded by what was believed when it was decided. It is not called in a dry

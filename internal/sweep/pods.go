@@ -102,6 +102,11 @@ func (pp pods) plan(ctx context.Context, p *pass) (plan, error) {
 	// All that are absent, and not the few that the direct GETs have confirmed so far: those come and end by and by.
 	allowed := p.brake.pods(len(found.dead), len(found.absent), before)
 	pl.counts["missingHeldBack"] = max(0, confirmed-allowed)
+	for _, a := range found.absent {
+		if allowed == 0 && a.verdict == reservation.MissingConfirmed {
+			pl.spared = append(pl.spared, spared{a.ID, p.brake.heldBack(), a.MissingFirst.Add(pp.confirm)})
+		}
+	}
 	missing, gone, begin, err := pp.confirmAbsent(ctx, found.absent, allowed)
 	failures = errors.Join(failures, err)
 	for _, d := range found.dead {

@@ -83,6 +83,18 @@ func (a *anomalies) add(kind reservation.Anomaly, reservationID string) {
 	}
 }
 
+// leave reports a row that makes no sense. It did not before somebody wrote it, or its master.
+func (pl *plan) leave(kind reservation.Anomaly, r reservation.Reservation, master *reservation.Reservation) {
+	pl.anomalies.add(kind, r.ID)
+	since, _ := r.UpdatedAt.Time()
+	if master != nil {
+		if at, _ := master.UpdatedAt.Time(); at.After(since) {
+			since = at
+		}
+	}
+	pl.spared = append(pl.spared, spared{r.ID, kind.Sentence(), since})
+}
+
 // about is add for what is no reservation.
 func (a *anomalies) about(kind reservation.Anomaly, sentence, subject string) {
 	found := a.of(kind, sentence)

@@ -27,7 +27,7 @@ func stuck(store stuckStore) part {
 		for _, w := range waiting {
 			ending, isStuck, anomaly := reservation.Stuck(w.Reservation, p.now)
 			if anomaly != reservation.NoAnomaly {
-				pl.anomalies.add(anomaly, w.ID)
+				pl.leave(anomaly, w.Reservation, nil)
 			}
 			if !isStuck {
 				continue

@@ -189,7 +189,7 @@ func (s *Sweeper) begin(ctx context.Context, trigger string, dryRun bool) (lease
 
 func (s *Sweeper) newPass(lease postgres.SweepLease, seen observation, only []string) *pass {
 	return &pass{
-		lease: lease, now: seen.Now, only: only, paused: seen.Pause != nil,
+		lease: lease, now: seen.Now, last: seen.Last, only: only, paused: seen.Pause != nil,
 		listing:   listPods(s.store, s.outside.Cluster, seen.Now),
 		snapshots: listSnapshots(s.outside.EC2, s.outside.Account),
 		brake: &brake{input: reservation.BrakeInput{
@@ -232,7 +232,7 @@ func (s *Sweeper) runParts(ctx context.Context, p *pass, r *Result, began time.T
 			s.failed(ctx, r, pt, report.err)
 			failed++
 		}
-		s.keep(ctx, r, pt, report)
+		s.keep(ctx, p, r, pt, report)
 	}
 	switch {
 	case failed == 0:
@@ -259,8 +259,9 @@ func storable(err error) string {
 	return text
 }
 
-// keep takes over what a part reports, and logs each decision with its reason.
-func (s *Sweeper) keep(ctx context.Context, r *Result, pt part, report report) {
+// keep takes over what a part reports, and logs each decision with its reason: one to leave a reservation as it is only
+// when that is new, since it is the same at each tick.
+func (s *Sweeper) keep(ctx context.Context, p *pass, r *Result, pt part, report report) {
 	r.Durations[pt.name] = report.took.Milliseconds()
 	r.Anomalies = append(r.Anomalies, report.plan.anomalies...)
 	for _, counts := range []map[string]int{report.plan.counts, report.done.counts} {
@@ -271,6 +272,12 @@ func (s *Sweeper) keep(ctx context.Context, r *Result, pt part, report report) {
 	for _, a := range report.plan.anomalies {
 		s.opts.Log.WarnContext(ctx, "rows left alone", "sweep_id", r.SweepID, "anomaly", a.Kind, "what", a.Sentence,
 			"count", a.Count, "reservation_ids", a.ReservationIDs, "subjects", a.Subjects)
+	}
+	for _, left := range report.plan.spared {
+		if !left.since.IsZero() && left.since.Before(p.last) {
+			continue
+		}
+		s.opts.Log.InfoContext(ctx, "left as it is", "sweep_id", r.SweepID, "reservation_id", left.id, "reason", left.reason)
 	}
 	if r.DryRun {
 		r.Planned = append(r.Planned, report.plan.decisions...)
