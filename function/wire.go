@@ -34,7 +34,7 @@ func newWorld(ctx context.Context, c config.Config, clock func() time.Time, log 
 	if err != nil {
 		return nil, usageError{err}
 	}
-	db, err := postgres.Open(ctx, c.Postgres.URL().Reveal(), postgres.Options{Tracer: instrument.Postgres(t, c.Postgres.Host, c.Postgres.DB)})
+	db, err := postgres.Open(ctx, c.Postgres.URL().Reveal(), postgres.Options{Tracer: instrument.Postgres(t, c.Postgres.Host, c.Postgres.Port, c.Postgres.DB)})
 	if err != nil {
 		return nil, usageError{err}
 	}

@@ -26,14 +26,14 @@ type Providers interface {
 }
 
 // Postgres returns a tracer for pgx's ConnConfig.Tracer. Statements are recorded, their parameters are not.
-func Postgres(p Providers, host, database string) pgx.QueryTracer {
+func Postgres(p Providers, host string, port int, database string) pgx.QueryTracer {
 	return statements{otelpgx.NewTracer(
 		otelpgx.WithTracerProvider(p.TracerProvider()),
 		otelpgx.WithMeterProvider(p.MeterProvider()),
 		otelpgx.WithDisableAcquireTracer(),
 		// The tracer would copy the whole connection config for each statement to learn these.
 		otelpgx.WithDisableConnectionDetailsInAttributes(),
-		otelpgx.WithTracerAttributes(semconv.ServerAddress(host), semconv.DBNamespace(database)),
+		otelpgx.WithTracerAttributes(semconv.ServerAddress(host), semconv.ServerPort(port), semconv.DBNamespace(database)),
 	)}
 }
 

@@ -164,7 +164,7 @@ func TestAWSCallsAreNamedAndSendNoTraceIDs(t *testing.T) {
 func TestStatementsAreRecordedWithoutTheirParameters(t *testing.T) {
 	t.Parallel()
 	tel, spans := setup(t)
-	tracer := instrument.Postgres(tel, "db.internal", "platform")
+	tracer := instrument.Postgres(tel, "db.internal", 6432, "platform")
 	calls := within(t, tel, spans, func(ctx context.Context) {
 		for _, frame := range []string{"begin", "commit", "rollback"} {
 			tracer.TraceQueryEnd(tracer.TraceQueryStart(ctx, nil, pgx.TraceQueryStartData{SQL: frame}), nil, pgx.TraceQueryEndData{})
@@ -179,6 +179,7 @@ func TestStatementsAreRecordedWithoutTheirParameters(t *testing.T) {
 	require.Equal(t, "postgresql", a["db.system.name"])
 	require.Equal(t, "platform", a["db.namespace"])
 	require.Equal(t, "db.internal", a["server.address"])
+	require.Equal(t, "6432", a["server.port"])
 	require.Contains(t, a["db.query.text"], "$1")
 	for _, value := range a {
 		require.NotContains(t, value, "ada")
