@@ -281,7 +281,7 @@ func (a *Action) conclude(ctx context.Context, f postgres.FollowUp, d *delivery,
 	case err != nil:
 		return followup.Result{}, err
 	case settled:
-		a.opts.Log.InfoContext(ctx, "cleanup settled", "outcome", outcome)
+		a.opts.Log.InfoContext(ctx, "cleanup settled", "outcome", outcome, "reason", "every step is finished")
 		return followup.Recorded(outcome), nil
 	case d.handed != "":
 		return followup.Done(d.handed), nil

@@ -1,6 +1,7 @@
 package cleanup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -118,7 +119,8 @@ func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Durat
 	}
 	switch {
 	case err == nil:
-		a.opts.Log.InfoContext(stepCtx, "cleanup step", "step", s.name, "outcome", outcome, "reason", r.detail)
+		a.opts.Log.InfoContext(stepCtx, "cleanup step", "step", s.name, "outcome", outcome,
+			"reason", cmp.Or(r.detail, "the reservation is "+d.about.Status))
 	case interrupted(ctx):
 		outcome = telemetry.Interrupted
 	default:

@@ -1,8 +1,11 @@
 package cleanup_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -66,6 +69,22 @@ func TestACleanupThatIsCalledOffHasNotFailed(t *testing.T) {
 	outcomes := said()
 	require.Equal(t, "interrupted", outcomes["cleanup"])
 	require.Equal(t, "interrupted", outcomes["disk"])
+}
+
+func TestEachLineOfACleanupGivesItsReason(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	var out bytes.Buffer
+	w.log = slog.New(slog.NewTextHandler(&out, nil))
+	w.build(func(*cleanup.World) {})
+	require.Equal(t, followup.StateDone, w.deliver(t.Context(), t).State)
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	require.Len(t, lines, len(postgres.Steps())+1, "the steps, and that it is settled")
+	for _, line := range lines {
+		require.Regexp(t, `reason=[^ ]*[a-z]`, line)
+	}
 }
 
 // traced has the spans of what follows kept; the function it returns gives the outcome of each, by name, and which is an error.

@@ -130,5 +130,5 @@ func (k *Keeper) stop(ctx context.Context, c postgres.CleanupRecord, verdict pos
 // superseded says that a disk went into other hands, with what was on it left as it is.
 func (w worker) superseded(ctx context.Context, c postgres.CleanupRecord) {
 	w.opts.Log.WarnContext(ctx, "disk superseded, nothing touched", "volume", c.VolumeID, "disk", c.DiskName,
-		"user", c.UserID, "reservation_id", c.ReservationID)
+		"user", c.UserID, "reservation_id", c.ReservationID, "reason", "the disk, its volume or its name is in other hands")
 }

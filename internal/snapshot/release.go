@@ -128,7 +128,8 @@ func (a *Sync) release(ctx context.Context, c postgres.CleanupRecord, s postgres
 	}
 	verdict, err := a.Store.ReleaseDisk(ctx, s, fate, last)
 	if err == nil && verdict == postgres.DiskOurs {
-		a.opts.Log.InfoContext(ctx, "disk released", "disk", s.DiskName, "user", s.User, "volume", s.VolumeID, "volume_fate", fate)
+		a.opts.Log.InfoContext(ctx, "disk released", "disk", s.DiskName, "user", s.User, "volume", s.VolumeID, "volume_fate", fate,
+			"reason", "its snapshot has completed, its volume is "+string(fate))
 		verdict = postgres.DiskReleased
 	}
 	return verdict, err
@@ -203,7 +204,8 @@ func (a *Sync) deleteProven(ctx context.Context, s postgres.SnapshotRecord, acco
 	if ok, why := disk.MayDelete(v, &seen, captureOf(s), account, s.Now); !ok {
 		return fault.Errorf(fault.Permanent, "volume kept: %s", why)
 	}
-	a.opts.Log.InfoContext(ctx, "delete volume", "volume", v.ID, "snapshot", s.SnapshotID)
+	a.opts.Log.InfoContext(ctx, "delete volume", "volume", v.ID, "snapshot", s.SnapshotID,
+		"reason", "its snapshot has completed, and nothing has written to it since")
 	if err := a.EC2.DeleteVolume(ctx, v.ID); err != nil && !fault.Is(err, fault.Gone) {
 		return err
 	}

@@ -91,7 +91,8 @@ func (w *Warnings) Handle(ctx context.Context, f postgres.FollowUp) (result foll
 	}
 	late := s.Now.Sub(s.Deadline.Add(-level.Duration()))
 	w.opts.Trace.Metrics.Warned(ctx, int(level), max(late, 0))
-	w.opts.Log.InfoContext(ctx, "warned", "level_minutes", int(level), "deadline", s.Deadline)
+	w.opts.Log.InfoContext(ctx, "warned", "level_minutes", int(level), "deadline", s.Deadline,
+		"reason", "less than "+level.Duration().String()+" was left")
 	return followup.Recorded("sent"), nil
 }
 
