@@ -56,10 +56,14 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	if id.VolumeID == "" {
 		id.VolumeID, from = onHome, "the pod"
 	}
-	if id.VolumeID == "" && (len(undecided) == 0 || slices.Contains(undecided, c.FormerVolume)) {
-		id.VolumeID, from = c.FormerVolume, "its former life"
+	switch former := c.FormerVolume; {
+	case id.VolumeID != "" || former == "":
+	case held != "" && held != former:
+		undecided = append(undecided, former, held)
+	case len(undecided) == 0 || slices.Contains(undecided, former):
+		id.VolumeID, from = former, "its former life"
 	}
-	if id.VolumeID == "" && (p != nil || c.Launched || c.Status == reservation.Failed) { // what waited in the queue has written to none
+	if id.VolumeID == "" && c.FormerVolume == "" && (p != nil || c.Launched || c.Status == reservation.Failed) { // what waited in the queue has written to none
 		id.VolumeID, from = held, "the disk"
 	}
 	if id.VolumeID == "" && len(undecided) > 0 {
@@ -217,8 +221,8 @@ func (a *Action) volumesOf(ctx context.Context, p pod.Pod) ([]pod.PersistentVolu
 	return volumes, nil
 }
 
-// byTags returns the one of several volumes of a pod that is the disk by its tags; else undecided are those that may be
-// it, as far as EC2 knows them.
+// byTags returns the one of several volumes that is the disk by its tags, or as the only one where none has those; else
+// undecided are the volumes that may be it, as far as EC2 knows them.
 func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string) (id string, undecided []string, err error) {
 	var volumes []disk.Volume
 	for _, id := range ids {
@@ -232,7 +236,20 @@ func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string) (id strin
 		}
 	}
 	id, undecided = k.Choose(volumes)
-	return id, undecided, nil
+	if id != "" || len(volumes) != 1 || len(undecided) != 1 || k.User == "" || k.Name == "" {
+		return id, undecided, nil
+	}
+	tagged, err := a.EC2.FindVolumes(ctx, k.Tags())
+	if err != nil {
+		return "", nil, err
+	}
+	for _, v := range tagged {
+		undecided = append(undecided, v.ID)
+	}
+	if len(tagged) == 0 {
+		return volumes[0].ID, nil, nil
+	}
+	return "", undecided, nil
 }
 
 // misnamed reports whether the row names a volume that is not the disk, since the pod has the user's home on another. So

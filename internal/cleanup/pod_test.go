@@ -221,8 +221,7 @@ func (w *world) revive(t *testing.T) {
 	p.Created, p.Claims, p.HomeClaim = w.now().Add(-10*time.Minute).UTC(), nil, ""
 	p.VolumeIDs, p.HomeVolumeID = []string{secondVolume}, secondVolume
 	w.pods[podKey] = p
-	w.exec(t, "insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ($1, $2, $3, $4, $5)", // by a sweep
-		p.UID, id, p.Namespace, p.Name, p.Created)
+	w.exec(t, "update expiry.cleanups set revived_at = now()") // by a sweep
 }
 
 const secondVolume = "vol-0123456789abcdef1"

@@ -283,3 +283,19 @@ func TestThePodsOnlyVolumeIsTheDiskWhereverItIsMounted(t *testing.T) {
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
 	require.True(t, w.made("keep "+volume))
 }
+
+func TestAPodsOnlyVolumeIsNotTheDiskWhereTheTagsNameAnother(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.exec(t, "update reservations set ebs_volume_id = null")
+	w.exec(t, "update disks set ebs_volume_id = null")
+	w.tagged = []disk.Volume{{ID: volume}, {ID: secondVolume, Tags: disk.Key{User: "alice", Name: "default"}.Tags()}}
+	p := w.pods[podKey]
+	p.HomeClaim = ""
+	w.pods[podKey] = p
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.False(t, w.made("keep "+volume))
+	require.Equal(t, "open", w.outcome(t))
+}

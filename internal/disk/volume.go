@@ -26,8 +26,8 @@ func (k Key) Named(v Volume) bool {
 	return k.User != "" && v.Tags[TagUser] != "" && (k.Name == "" || v.Tags[TagDisk] != "") && k.Others(v) == ""
 }
 
-// Choose returns the one of a pod's volumes that is the disk by its tags, or because the pod of somebody who has a disk
-// has no other. Else undecided are the volumes that it may be: all but those that are another's.
+// Choose returns the one of several volumes that is the disk by its tags. Where those name none, or several, undecided
+// are the volumes that it may be: all but those that are another's.
 func (k Key) Choose(volumes []Volume) (id string, undecided []string) {
 	var named []string
 	for _, v := range volumes {
@@ -38,11 +38,8 @@ func (k Key) Choose(volumes []Volume) (id string, undecided []string) {
 			undecided = append(undecided, v.ID)
 		}
 	}
-	switch {
-	case len(named) == 1:
+	if len(named) == 1 {
 		return named[0], nil
-	case len(volumes) == 1 && len(undecided) == 1 && k.Name != "":
-		return undecided[0], nil
 	}
 	return "", undecided
 }

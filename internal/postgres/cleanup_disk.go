@@ -92,7 +92,7 @@ func disksHeldBy(ctx context.Context, tx pgx.Tx, reservationID string) ([]heldDi
 	rows, err := tx.Query(ctx, `
 		select d.disk_id::text, d.user_id, d.disk_name, exists (
 		           select from reservations l
-		           where l.reservation_id <> $1 and `+hasDisk("d.user_id", "d.disk_name", volumeIn("d.ebs_volume_id"), "d.reservation_id")+`)
+		           where l.reservation_id <> $1 and `+hasDisk("d.user_id", "d.disk_name", volumeIn("d.ebs_volume_id"), setOf("$1"))+`)
 		from disks d
 		where d.reservation_id = $1 and d.in_use
 		for update of d`, reservationID)

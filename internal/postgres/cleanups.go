@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -160,51 +161,59 @@ func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, er
 	return open && err == nil, err
 }
 
-// BeginCleanupAnew makes a new cleanup of a reservation that has come back to life and ended again since the former was
-// asked for, settled or not. Of that it keeps what a volume it has not kept yet was known by, for where nothing newer is
-// known, and that it was detached by force. It is for whoever has leased the cleanup's follow-up: nobody else is at work
-// on it then. A snapshot under way is counted when it ends, and proves nothing to the new cleanup.
+// BeginCleanupAnew has the cleanup of a reservation that came back to life and is over again begin from the start, settled
+// or not. It forgets what was done and found out, but not by what a volume was known that it has not kept yet, for
+// where nothing newer is known, and that it was detached by force. It is for whoever has leased the cleanup's follow-up:
+// nobody else is at work on it then. A snapshot under way is counted when it ends, and proves nothing to the new beginning.
 func (db *DB) BeginCleanupAnew(ctx context.Context, reservationID string) error {
 	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		var former string
-		var owed bool
-		err := tx.QueryRow(ctx, `
-			delete from expiry.cleanups c using reservations r
-			where c.reservation_id = $1 and r.reservation_id = c.reservation_id and `+endedAgain+`
-			returning to_jsonb(c)::text, c.disk_released_at is null and not exists (
-			    select from expiry.cleanup_steps s
-			    where s.reservation_id = c.reservation_id and s.step = $2 and s.finished_at is not null)`,
-			reservationID, StepDisk).Scan(&former, &owed)
-		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-			return fmt.Errorf("forget the former cleanup of %s: %w", reservationID, err)
-		}
-		if err := createCleanup(ctx, tx, reservationID); err != nil || !owed {
-			return err
-		}
-		_, err = tx.Exec(ctx, `
+		tag, err := tx.Exec(ctx, `
+			with former as (
+			    select c.*, c.disk_released_at is null and not exists (
+			        select from expiry.cleanup_steps s
+			        where s.reservation_id = c.reservation_id and s.step = $2 and s.finished_at is not null) as owed
+			    from expiry.cleanups c left join reservations r using (reservation_id)
+			    where c.reservation_id = $1 and `+endedAgain+`)
 			update expiry.cleanups c
-			set volume_id = nullif(c.volume_id, f.misnamed_volume_id), misnamed_volume_id = f.misnamed_volume_id,
-			    former_volume_id = coalesce(f.volume_id, f.former_volume_id), disk_name = coalesce(c.disk_name, f.disk_name),
-			    namespace = f.namespace, node_name = f.node_name, instance_id = f.instance_id,
-			    claim_name = f.claim_name, claim_uid = f.claim_uid, pv_name = f.pv_name, pv_uid = f.pv_uid,
-			    disk_size = f.disk_size, content_key = f.content_key, detach_forced_at = f.detach_forced_at
-			from jsonb_populate_record(null::expiry.cleanups, $2::text::jsonb) f
-			where c.reservation_id = $1`, reservationID, former)
+			set requested_at = clock_timestamp(), revived_at = null, settled_at = null, outcome = null,
+			    redated_at = case when f.revived_at is null and f.owed then clock_timestamp() end,
+			    reason = coalesce(`+reasonOf("r")+`, f.reason), user_id = coalesce(r.user_id, f.user_id),
+			    pod_name = coalesce(nullif(r.pod_name, ''), f.pod_name), pod_uid = null, node_name = null, instance_id = null,
+			    volume_id = nullif(`+volumeIn("r.ebs_volume_id")+`, f.misnamed_volume_id),
+			    former_volume_id = case when f.owed then coalesce(f.volume_id, f.former_volume_id) end,
+			    disk_name = coalesce(nullif(r.disk_name, ''), case when f.owed then f.disk_name end),
+			    disk_size = case when f.owed then f.disk_size end, content_key = case when f.owed then f.content_key end,
+			    pod_gone_at = null, containers_terminated_at = null, detach_requested_at = null,
+			    detach_forced_at = case when f.owed then f.detach_forced_at end, writer_gone_at = null, disk_released_at = null,
+			    gpu_type = coalesce(r.gpu_type, f.gpu_type), status = coalesce(r.status, f.status),
+			    launched_at = coalesce(r.launched_at, f.launched_at), expires_at = coalesce(r.expires_at, f.expires_at)
+			from former f left join reservations r using (reservation_id)
+			where c.reservation_id = f.reservation_id`, reservationID, StepDisk)
 		if err != nil {
-			return fmt.Errorf("keep what the former cleanup of %s knew: %w", reservationID, err)
+			return fmt.Errorf("begin the cleanup of %s anew: %w", reservationID, err)
+		}
+		if tag.RowsAffected() == 0 {
+			return createCleanup(ctx, tx, reservationID)
+		}
+		if _, err = tx.Exec(ctx, "delete from expiry.cleanup_steps where reservation_id = $1", reservationID); err != nil {
+			return fmt.Errorf("begin the cleanup of %s anew: %w", reservationID, err)
 		}
 		return nil
 	})
 }
 
-// createCleanup makes the row of a reservation's cleanup if the reservation has ended. It is idempotent. Why it ended
-// is what a sweep has written, or, of one that a user has cancelled, just that.
+// reasonOf is why reservation r ended: what a sweep has written, or, of one that a user has cancelled, just that.
+func reasonOf(r string) string {
+	return strings.ReplaceAll(`coalesce(nullif(r.failure_reason, ''), case when r.status <> 'cancelled' then nullif(r.current_detailed_status, '') end, r.status)`, "r.", r+".")
+}
+
+// createCleanup makes the row of a reservation's cleanup if the reservation has ended. It is idempotent.
 func createCleanup(ctx context.Context, tx pgx.Tx, reservationID string) error {
 	_, err := tx.Exec(ctx, `
 		insert into expiry.cleanups (
 		    reservation_id, reason, user_id, pod_name, volume_id, disk_name, gpu_type, status, created_at, launched_at, expires_at)
 		select reservation_id,
-		       coalesce(nullif(failure_reason, ''), case when status <> 'cancelled' then nullif(current_detailed_status, '') end, status),
+		       `+reasonOf("reservations")+`,
 		       user_id, nullif(pod_name, ''),
 		       `+volumeIn("ebs_volume_id")+`, nullif(disk_name, ''),
 		       gpu_type, status, created_at, launched_at, expires_at
@@ -290,9 +299,12 @@ func recordRevived(ctx context.Context, tx pgx.Tx, reservationID string) (bool, 
 	return tag.RowsAffected() == 1, nil
 }
 
+// isOver holds where a status is of a reservation that has ended.
+func isOver(status string) string { return status + " in ('expired', 'cancelled', 'failed')" }
+
 // isLive holds where a status is of a reservation that has not ended, be it an unknown one.
 func isLive(status string) string {
-	return "coalesce(" + status + ", '') not in ('expired', 'cancelled', 'failed')"
+	return "not coalesce(" + isOver(status) + ", false)"
 }
 
 // SettleCleanup ends a cleanup whose steps are all finished, with the fact, and its follow-up. It reports false, and

@@ -154,29 +154,33 @@ func scanLocked(ctx context.Context, tx pgx.Tx, reservationID string) (lockedDis
 	err = tx.QueryRow(ctx, `
 		select exists (select from reservations own where own.reservation_id = $1
 		                 and coalesce(own.status, '') not in ('expired', 'cancelled', 'failed'))
-		           or exists (select from reservations r join expiry.cleanups c using (reservation_id)
-		                      where r.reservation_id = $1 and `+endedAgain+`),
+		           or exists (select from expiry.cleanups c left join reservations r using (reservation_id)
+		                      where c.reservation_id = $1 and `+endedAgain+`),
 		       not exists (select from reservations own where own.reservation_id = $1),
 		       exists (select from expiry.cleanups o
 		               where o.reservation_id <> $1 and o.settled_at is null and o.user_id = $2 and o.disk_name = $3),
 		       coalesce((select min(l.reservation_id) from reservations l
-		                 where l.reservation_id <> $1 and `+hasDisk("$2", "$3", "$4", "$6")+`), ''),
+		                 where l.reservation_id <> $1 and `+hasDisk("$2", "$3", "$4", setOf("$6"))+`), ''),
 		       coalesce((select min(o.user_id || '/' || o.disk_name) from disks o
 		                 where `+volumeIn("o.ebs_volume_id")+` = $4 and o.disk_id::text <> $5), '')`,
 		reservationID, d.user, d.name, d.volume, d.id, d.locker()).Scan(&d.live, &d.vanished, &d.otherCleanup, &d.namedBy, &d.otherDisk)
 	return d, err
 }
 
-// hasDisk holds where reservation l has a disk, given by expressions for its user, name and volume and for the
+// hasDisk holds where reservation l has a disk, given by expressions for its user, name and volume and for the set of the
 // reservation that its lock names: l is live and names the volume, or prepares or works on the disk, or has done so. One
 // that is merely queued for the disk waits for its release. Nodes of a set all carry the disk's name, which is on the
 // node whose the lock is: of the others it proves nothing.
-func hasDisk(user, name, volume, locker string) string {
+func hasDisk(user, name, volume, lockersSet string) string {
 	return `(l.status in ('pending', 'queued', 'preparing', 'active') and (` + volumeIn("l.ebs_volume_id") + ` = ` + volume + `
 		or (l.status in ('preparing', 'active') or l.launched_at is not null)
 		and l.user_id = ` + user + ` and l.disk_name = ` + name + ` and l.disk_name <> ''
-		and coalesce(nullif(l.master_reservation_id, ''), l.reservation_id) is distinct from coalesce(
-		    (select nullif(k.master_reservation_id, '') from reservations k where k.reservation_id = ` + locker + `), ` + locker + `)))`
+		and coalesce(nullif(l.master_reservation_id, ''), l.reservation_id) is distinct from ` + lockersSet + `))`
+}
+
+// setOf is the set of the reservation whose id is given: that of its master, if it has one.
+func setOf(id string) string {
+	return "coalesce((select nullif(k.master_reservation_id, '') from reservations k where k.reservation_id = " + id + "), " + id + ")"
 }
 
 // locker is the reservation whose the disk's lock is, empty where it is nobody's.

@@ -145,9 +145,11 @@ func endLocked(ctx context.Context, tx pgx.Tx, now time.Time, batch []Ending, lo
 	if len(ended) == 0 {
 		return nil, nil
 	}
-	// One of which a cleanup was asked for before has come back to life since.
+	// One of which a cleanup was asked for before has come back to life since. Whoever is at work on it sees for himself.
 	_, err = tx.Exec(ctx, `
-		update expiry.cleanups set revived_at = clock_timestamp() where revived_at is null and reservation_id = any($1::text[])`, ended)
+		update expiry.cleanups set revived_at = clock_timestamp()
+		where reservation_id in (select reservation_id from expiry.cleanups
+		                         where revived_at is null and reservation_id = any($1::text[]) for no key update skip locked)`, ended)
 	if err != nil {
 		return nil, fmt.Errorf("record that %d reservations had come back to life: %w", len(ended), err)
 	}

@@ -24,21 +24,30 @@ const endedAt = "coalesce(" + endWritten + ", r.updated_at)"
 // endWritten is the latest end that was written for an ended reservation r: of an earlier one the date may still stand.
 const endWritten = `greatest(r.reservation_ended, case r.status when 'failed' then r.failed_at when 'cancelled' then r.cancelled_at end)`
 
-// endedAgain holds where reservation r came back to life and ended after its cleanup c was asked for, which thus knows
-// nothing of what r had last: it was seen live, or another pod made since, or the row or a disk that r holds again names
-// another volume. While the disk is not released a date written since will do: that costs a second snapshot at most. What is
-// sought refers to r by its id only, so that PostgreSQL may hash it once for many rows.
-var endedAgain = `coalesce(r.status in ('expired', 'cancelled', 'failed') and (
-		c.revived_at is not null
-		or c.settled_at is null and c.disk_released_at is null
-		   and greatest(r.launched_at, ` + endWritten + `) between c.requested_at + interval '1 minute' and clock_timestamp()
-		or exists (select from expiry.pods p join expiry.cleanups k on k.reservation_id = p.reservation_id
-		        where p.reservation_id = r.reservation_id and p.created_at > k.requested_at and p.uid is distinct from k.pod_uid)
-		or ` + volumeIn("r.ebs_volume_id") + ` <> coalesce(c.volume_id, case when c.settled_at is not null then '' end)
-		   and ` + volumeIn("r.ebs_volume_id") + ` is distinct from c.misnamed_volume_id
-		or exists (select from disks h join expiry.cleanups k on k.reservation_id = h.reservation_id
-		           where h.reservation_id = r.reservation_id and h.in_use and k.disk_released_at is not null
-		             and ` + volumeIn("h.ebs_volume_id") + ` <> coalesce(k.volume_id, ''))), false)`
+// endedAgain holds where reservation r came back to life after its cleanup c was asked for and is over again, so that the
+// cleanup knows nothing of what r had last: it was seen live, or with another pod; or the row names another volume; or the
+// row says that it was launched or ended since, while the disk is not released, where that costs a second snapshot at
+// most, and once; or it holds a disk again after the cleanup has settled. Who holds one is asked for by `in`, of which
+// PostgreSQL hashes the list once for many rows, and makes none where it is not needed.
+var endedAgain = `coalesce(c.revived_at is not null and (r.reservation_id is null or ` + isOver("r.status") + `)
+		or ` + isOver("r.status") + ` and (
+		    c.settled_at is null and c.disk_released_at is null and c.redated_at is null
+		        and ` + since(`greatest(r.launched_at, `+endWritten+`)`) + `
+		    or r.ebs_volume_id <> coalesce(c.volume_id, '')
+		        and ` + volumeIn("r.ebs_volume_id") + ` <> coalesce(c.volume_id, case when c.settled_at is not null then '' end)
+		        and ` + volumeIn("r.ebs_volume_id") + ` is distinct from c.misnamed_volume_id
+		    or c.settled_at is not null and c.outcome <> 'superseded' and (
+		        ` + since("r.launched_at") + `
+		        and c.reservation_id in (select h.reservation_id from disks h where h.in_use and h.reservation_id is not null)
+		        or c.reservation_id in (
+		            select h.reservation_id from disks h join expiry.cleanups k on k.reservation_id = h.reservation_id
+		            where h.in_use and k.settled_at is not null
+		              and ` + volumeIn("h.ebs_volume_id") + ` not in (coalesce(k.volume_id, ''), coalesce(k.misnamed_volume_id, ''))))), false)`
+
+// since holds where a date lies after cleanup c was asked for, by more than the clocks of those who write dates differ.
+func since(date string) string {
+	return date + " between c.requested_at + interval '1 minute' and clock_timestamp()"
+}
 
 // asked holds where a cleanup's work is due already, under the given expression for the reservation's id. `in`, not
 // `exists`: PostgreSQL hashes the list once, where without fresh statistics it would search it for every row.
@@ -63,17 +72,18 @@ const lookedAt = `least(@now::timestamptz,
 var leftovers = `
 	select r.reservation_id, r.status, false as begun
 	from reservations r
+	left join expiry.cleanups c on c.reservation_id = r.reservation_id
 	where r.status in ('expired', 'cancelled', 'failed')
+	  and (c.reservation_id is null or c.settled_at is not null and ` + endedAgain + `)
 	  and (` + endedAt + ` > ` + lookedAt + ` - case r.status when 'failed' then @failed_window::interval else @ended_window::interval end
-	       or exists (select from disks d where d.reservation_id = r.reservation_id and d.in_use))
-	  and not exists (select from expiry.cleanups c where c.reservation_id = r.reservation_id
-	                  and (c.settled_at is null or not ` + endedAgain + `))
+	       or r.reservation_id in (select d.reservation_id from disks d where d.in_use and d.reservation_id is not null))
 	  and not ` + asked("r.reservation_id") + `
 	union all
 	select c.reservation_id, coalesce(r.status, ''), true
 	from expiry.cleanups c
 	left join reservations r on r.reservation_id = c.reservation_id
-	where c.settled_at is null and (r.reservation_id is null or r.status in ('expired', 'cancelled', 'failed'))
+	where (c.settled_at is null and (r.reservation_id is null or r.status in ('expired', 'cancelled', 'failed'))
+	       or c.revived_at is not null and r.reservation_id is null)
 	  and not ` + asked("c.reservation_id")
 
 // Leftover is an ended reservation whose cleanup is to be asked for.
@@ -164,8 +174,10 @@ func (db *DB) RecordRevived(ctx context.Context, lease SweepLease) (int, error) 
 	err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `
 			update expiry.cleanups c set revived_at = clock_timestamp()
-			where c.revived_at is null and c.reservation_id in (
-			    select reservation_id from reservations where `+isLive("status")+`)`)
+			where c.reservation_id in (
+			    select k.reservation_id from expiry.cleanups k join reservations r using (reservation_id)
+			    where k.revived_at is null and `+isLive("r.status")+`
+			    for no key update of k skip locked)`) // whoever is at work on one sees for himself
 		revived = tag.RowsAffected()
 		if err != nil {
 			return fmt.Errorf("record which reservations came back to life: %w", err)
@@ -195,6 +207,14 @@ func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID 
 			on conflict do nothing`, reservationID, p.UID, p.Namespace, p.Name, p.Created)
 		if err != nil {
 			return fmt.Errorf("record the pod of %s: %w", reservationID, err)
+		}
+		_, err = tx.Exec(ctx, `
+			update expiry.cleanups c set revived_at = clock_timestamp()
+			from reservations r
+			where c.reservation_id = $1 and c.requested_at < $3 and c.pod_uid is distinct from $2 and c.revived_at is null
+			  and r.reservation_id = c.reservation_id and r.status in ('expired', 'cancelled', 'failed')`, reservationID, p.UID, p.Created)
+		if err != nil {
+			return fmt.Errorf("record that %s came back to life: %w", reservationID, err)
 		}
 		if requested, err = reopenCleanup(ctx, tx, reservationID, why); err != nil || requested {
 			return err

@@ -38,14 +38,14 @@ var idleLocks = `
 	left join expiry.cleanups c on c.reservation_id = d.reservation_id
 	where d.in_use
 	  and case when d.reservation_id is null then greatest(d.last_updated, d.last_used, d.created_at) < @now::timestamptz - @orphan_age::interval
-	           when r.reservation_id is null then true
+	           when r.reservation_id is null then c.revived_at is null
 	           else r.status in ('expired', 'cancelled', 'failed') and c.settled_at is not null and not ` + endedAgain + ` end
 	  and not exists (select from expiry.cleanups o
 	                  where o.settled_at is null
 	                    and (o.reservation_id = d.reservation_id or o.user_id = d.user_id and o.disk_name = d.disk_name
 	                         or o.volume_id = ` + volumeIn("d.ebs_volume_id") + `))
 	  and not exists (select from reservations l
-	                  where ` + hasDisk("d.user_id", "d.disk_name", volumeIn("d.ebs_volume_id"), "d.reservation_id") + `
+	                  where ` + hasDisk("d.user_id", "d.disk_name", volumeIn("d.ebs_volume_id"), "coalesce(nullif(r.master_reservation_id, ''), d.reservation_id)") + `
 	                     or ` + hasDisk("null", "null", "c.volume_id", "null") + `)
 	  and not exists (select from expiry.snapshots s
 	                  where s.user_id = d.user_id and s.disk_name = d.disk_name and s.state in ('intended', 'pending'))

@@ -2,7 +2,9 @@ package snapshot_test
 
 import (
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -52,4 +54,62 @@ func TestAVolumeThatTheRowNamedLateIsReleasedOnce(t *testing.T) {
 	asked, err := w.db.EnsureCleanup(t.Context(), w.id)
 	require.NoError(t, err)
 	require.False(t, asked, "dates written late begin nothing once the disk is released, nor does the volume that was")
+}
+
+// The platform may delete the row of a reservation that was live again: what it had then is still owed.
+func TestADeletedRowDoesNotMakeAFormerLifeForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for w.snapshots(t) != "pending" {
+		w.deliver(t, postgres.Cleanup)
+	}
+	w.exec(t, "update reservations set status = 'active' where reservation_id = $1", w.id)
+	w.attach(t, w.volume, w.instance)
+	w.deliver(t, postgres.SnapshotSync)
+	w.detach(t)
+	w.exec(t, "update disks set reservation_id = null")
+	w.exec(t, "delete from reservations where reservation_id = $1", w.id)
+	w.ask(t)
+	w.settle(t, 6)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	require.Equal(t, "completed completed", w.snapshots(t))
+}
+
+func TestTheInstanceOfAFormerLifeKeepsNoDiskLocked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for w.snapshots(t) != "pending" {
+		w.deliver(t, postgres.Cleanup)
+	}
+	w.exec(t, "update reservations set status = 'active' where reservation_id = $1", w.id)
+	w.attach(t, w.volume, w.runInstance(t))
+	w.deliver(t, postgres.SnapshotSync)
+	w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp() + interval '1 second' where reservation_id = $1", w.id)
+	w.ask(t)
+	w.settle(t, 2)
+	w.age(t, 2*time.Minute) // the driver has had its time
+	w.settle(t, 6)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+}
+
+func TestDatesThatAreRewrittenWithoutEndDelayTheEndOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for range 8 {
+		w.exec(t, "update reservations set reservation_ended = clock_timestamp()")
+		w.exec(t, "update expiry.cleanups set requested_at = requested_at - interval '2 minutes' where settled_at is null")
+		w.ask(t)
+		w.settle(t, 1)
+	}
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+}
+
+// ask has a sweep ask for the cleanup.
+func (w *world) ask(t *testing.T) {
+	t.Helper()
+	lease, seen, _, err := w.db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
+	require.NoError(t, err)
+	_, err = w.db.RequestCleanups(t.Context(), lease, seen.Now, []string{w.id})
+	require.NoError(t, err)
+	w.exec(t, "update expiry.sweep_lease set expires_at = '-infinity'")
 }

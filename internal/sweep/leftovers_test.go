@@ -220,18 +220,17 @@ func TestAReservationThatEndedAgainSinceItsCleanupGetsANewOne(t *testing.T) {
 	for name, test := range map[string]struct {
 		columns row    // since then
 		volume  string // of the disk, which it holds again
-		pod     string // when another one was made
+		revived bool
 		settled bool
 		want    bool
 	}{
 		"its row names another volume":      {columns: row{"ebs_volume_id": newVolume}, settled: true, want: true},
 		"while the first waits for EC2":     {columns: row{"ebs_volume_id": newVolume}, want: true},
 		"its disk is on another volume":     {volume: newVolume, settled: true, want: true},
-		"another pod was made":              {pod: ago(time.Hour), settled: true, want: true},
-		"that pod was made before":          {pod: ago(6 * time.Hour), settled: true},
+		"it was live, as a sweep saw":       {revived: true, settled: true, want: true},
 		"it holds what was captured":        {settled: true},
 		"its end was written late":          {columns: row{"status": "'cancelled'", "reservation_ended": ago(time.Minute)}, settled: true},
-		"its launch was written late":       {columns: row{"launched_at": ago(time.Hour)}, settled: true},
+		"it was launched since":             {columns: row{"launched_at": ago(time.Hour)}, settled: true, want: true},
 		"live, its row has another volume":  {columns: row{"status": "'active'", "ebs_volume_id": newVolume}, settled: true},
 		"live, its first waits for nothing": {columns: row{"status": "'active'"}},
 	} {
@@ -250,8 +249,8 @@ func TestAReservationThatEndedAgainSinceItsCleanupGetsANewOne(t *testing.T) {
 			}
 			w.exec("insert into disks (user_id, disk_name, in_use, reservation_id, ebs_volume_id) values ('ada', 'work', true, $1, "+
 				cmp.Or(test.volume, "'vol-aaaaaaaaaaaaaaaaa'")+")", id)
-			if test.pod != "" {
-				w.exec("insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ('second', $1, 'gpu-dev', 'p', "+test.pod+")", id)
+			if test.revived {
+				w.exec("update expiry.cleanups set revived_at = now()")
 			}
 			w.sweep()
 			if !test.want {

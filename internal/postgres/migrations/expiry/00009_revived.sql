@@ -3,7 +3,8 @@
 -- +goose Up
 alter table expiry.cleanups
     add column revived_at       timestamptz, -- the reservation was live after the cleanup was asked for
+    add column redated_at       timestamptz, -- it began anew since dates were written that it did not know, which counts once
     add column former_volume_id text;        -- that of the cleanup from which this one began anew, not kept until then
 
 -- +goose Down
-alter table expiry.cleanups drop column revived_at, drop column former_volume_id;
+alter table expiry.cleanups drop column revived_at, drop column redated_at, drop column former_volume_id;
