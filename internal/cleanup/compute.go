@@ -41,6 +41,9 @@ func (a *Action) retain(ctx context.Context, d *delivery) (result, error) {
 		if v, err = a.Cluster.GetVolume(ctx, d.record.PVName); fault.Is(err, fault.Gone) {
 			return finished(alreadyGone, d.record.PVName)
 		}
+		if err == nil && d.record.PVUID != "" && v.UID != d.record.PVUID {
+			return finished(notOurs, d.record.PVName+" is another by now")
+		}
 		volumes = append(volumes, v)
 	}
 	if err != nil {

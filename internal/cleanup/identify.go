@@ -73,6 +73,9 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 		}
 		from = "its tags, or as the only one"
 	}
+	if id.VolumeID == "" && len(undecided) == 0 {
+		id.VolumeID, from = c.FormerVolume, "its former life" // the keeper says what has become of it
+	}
 	for _, v := range volumes {
 		if v.VolumeID == id.VolumeID {
 			id.ClaimName, id.ClaimUID, id.PVName, id.PVUID = v.ClaimName, v.ClaimUID, v.Name, v.UID
@@ -225,7 +228,7 @@ func (a *Action) volumesOf(ctx context.Context, p pod.Pod) ([]pod.PersistentVolu
 // undecided are the volumes that may be it, as far as EC2 knows them.
 func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string) (id string, undecided []string, err error) {
 	var volumes []disk.Volume
-	for _, id := range ids {
+	for _, id := range slices.Compact(slices.Sorted(slices.Values(ids))) {
 		v, err := a.EC2.DescribeVolume(ctx, id)
 		gone, err := a.home.Gone(ctx, err)
 		if err != nil {

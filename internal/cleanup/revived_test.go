@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -128,4 +129,71 @@ func TestACleanupWhoseVolumeTheRowNamedLateIsOverOnce(t *testing.T) {
 	asked, err := w.db.EnsureCleanup(t.Context(), id)
 	require.NoError(t, err)
 	require.False(t, asked)
+}
+
+// The second pod has its user's home on none of its volumes that anybody could name.
+func TestWhichVolumeASecondLifeIsKeptOnWhereItsPodDoesNotTell(t *testing.T) {
+	t.Parallel()
+	const third = "vol-0123456789abcdef2"
+	for name, test := range map[string]struct {
+		disk   string            // the volume that its row names now
+		claims map[string]string // of the second pod
+		tagged disk.Volume
+		want   string
+	}{
+		"its only one is another's": {"", map[string]string{"data": secondVolume},
+			disk.Volume{ID: secondVolume, Tags: disk.Key{User: "bob", Name: "x"}.Tags()}, volume},
+		"so it is, and the disk names the former": {volume, map[string]string{"data": secondVolume},
+			disk.Volume{ID: secondVolume, Tags: disk.Key{User: "bob", Name: "x"}.Tags()}, volume},
+		"the disk and the tags name one of them": {secondVolume, map[string]string{"a": secondVolume, "b": third},
+			disk.Volume{ID: secondVolume, Tags: disk.Key{User: "alice", Name: "default"}.Tags()}, secondVolume},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.stand(t)
+			w.exec(t, "update reservations set ebs_volume_id = null")
+			w.exec(t, "update disks set ebs_volume_id = null")
+			w.keep = func(postgres.CleanupRecord) (followup.Result, error) { return followup.LookAgain(time.Minute), nil }
+			w.request(t)
+			w.deliver(t.Context(), t)
+			w.exec(t, "update reservations set status = 'active'")
+			w.deliver(t.Context(), t)
+			w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp()")
+			w.exec(t, "update disks set ebs_volume_id = nullif($1, '')", test.disk)
+			p := w.pod("uid-2")
+			p.HomeClaim, p.Claims = "", nil
+			for claim, v := range test.claims {
+				p.Claims = append(p.Claims, claim)
+				w.claims["gpu-dev/"+claim] = pod.Claim{Namespace: "gpu-dev", Name: claim, UID: "uid-" + claim, VolumeName: "pv-" + claim}
+				w.volumes["pv-"+claim] = pod.PersistentVolume{Name: "pv-" + claim, UID: "uid-pv-" + claim, VolumeID: v, ClaimName: claim, ClaimNamespace: "gpu-dev"}
+			}
+			w.pods[podKey] = p
+			w.tagged = append(w.tagged, disk.Volume{ID: volume}, test.tagged)
+			w.calls = nil
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.True(t, w.made("keep "+test.want), w.step(t, postgres.StepIdentify))
+		})
+	}
+}
+
+func TestAVanishedReservationsSecondLifeKeepsTheNameOfItsDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	w.secondLife(t)
+	require.True(t, w.seePod(t))
+	w.exec(t, "delete from domain_mappings")
+	w.exec(t, "delete from alb_target_groups")
+	w.exec(t, "update disks set reservation_id = null, ebs_volume_id = null")
+	w.exec(t, "delete from reservations")
+	w.deliver(t.Context(), t)
+	c, _, err := w.db.LoadCleanup(t.Context(), id)
+	require.NoError(t, err)
+	require.Equal(t, "default", c.DiskName)
+	require.True(t, c.Launched)
 }

@@ -141,8 +141,8 @@ func (db *DB) RecordIdentity(ctx context.Context, reservationID string, id Ident
 			    misnamed_volume_id = coalesce(nullif($13, ''), misnamed_volume_id),
 			    claim_uid   = coalesce(nullif($11, ''), claim_uid),  pv_uid     = coalesce(nullif($12, ''), pv_uid),
 			    disk_name   = coalesce(disk_name, nullif($10, '')),
-			    disk_size   = case when former_volume_id <> $9 then null else disk_size end, -- that was the former one's
-			    content_key = case when former_volume_id <> $9 then null else content_key end
+			    disk_size   = case when former_volume_id <> $9 and pod_gone_at is null then null else disk_size end, -- that was the former one's
+			    content_key = case when former_volume_id <> $9 and pod_gone_at is null then null else content_key end
 			where reservation_id = $1`,
 			reservationID, id.Namespace, id.PodName, id.PodUID, id.NodeName, id.InstanceID, id.ClaimName, id.PVName, id.VolumeID, id.DiskName,
 			id.ClaimUID, id.PVUID, id.Misnamed)

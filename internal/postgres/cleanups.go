@@ -82,7 +82,7 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 	c, found, err := first(query(ctx, db, scanCleanup, `
 		select c.reservation_id, c.reason, coalesce(c.user_id, r.user_id, ''), coalesce(r.gpu_type, c.gpu_type, ''),
 		       coalesce(r.status, case when r.reservation_id is null then c.status end, ''),
-		       r.reservation_id is null, `+endedAgain+`, r.launched_at is not null,
+		       r.reservation_id is null, `+endedAgain+`, coalesce(r.launched_at, c.launched_at) is not null,
 		       coalesce(c.pod_name, r.pod_name, ''), coalesce(r.namespace, ''), coalesce(c.former_volume_id, ''), c.volume_id is null,
 		       r.created_at, coalesce(r.expires_at, c.expires_at),
 		       coalesce(`+endWritten+`, least(r.updated_at, c.requested_at)),
@@ -141,16 +141,24 @@ func orZero(t *time.Time) time.Time {
 // EnsureCleanup asks for the cleanup of a reservation that has ended, whoever ended it, and reports whether one is
 // under way now. It is false for a live or unknown reservation and where the cleanup has settled since the end.
 func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, error) {
-	var open bool
+	var open, again bool
 	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
 		if err := createCleanup(ctx, tx, reservationID); err != nil {
 			return err
 		}
 		err := tx.QueryRow(ctx, `
-			select exists (select from expiry.cleanups c left join reservations r using (reservation_id)
-			               where c.reservation_id = $1 and (c.settled_at is null or `+endedAgain+`))`, reservationID).Scan(&open)
+			select c.settled_at is null, `+endedAgain+`
+			from expiry.cleanups c left join reservations r using (reservation_id)
+			where c.reservation_id = $1`, reservationID).Scan(&open, &again)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return nil
+		}
 		if err != nil {
 			return fmt.Errorf("look for the cleanup of %s: %w", reservationID, err)
+		}
+		if again {
+			open = true
+			return ensureRequested(ctx, tx, reservationID, string(Cleanup))
 		}
 		if !open {
 			return nil
@@ -176,12 +184,12 @@ func (db *DB) BeginCleanupAnew(ctx context.Context, reservationID string) error 
 			    where c.reservation_id = $1 and `+endedAgain+`)
 			update expiry.cleanups c
 			set requested_at = clock_timestamp(), revived_at = null, settled_at = null, outcome = null,
-			    redated_at = case when f.revived_at is null and f.owed then clock_timestamp() end,
+			    redated_at = case when f.revived_at is null and f.settled_at is null then clock_timestamp() end,
 			    reason = coalesce(`+reasonOf("r")+`, f.reason), user_id = coalesce(r.user_id, f.user_id),
 			    pod_name = coalesce(nullif(r.pod_name, ''), f.pod_name), pod_uid = null, node_name = null, instance_id = null,
 			    volume_id = nullif(`+volumeIn("r.ebs_volume_id")+`, f.misnamed_volume_id),
 			    former_volume_id = case when f.owed then coalesce(f.volume_id, f.former_volume_id) end,
-			    disk_name = coalesce(nullif(r.disk_name, ''), case when f.owed then f.disk_name end),
+			    disk_name = coalesce(nullif(r.disk_name, ''), case when f.owed or r.reservation_id is null then f.disk_name end),
 			    disk_size = case when f.owed then f.disk_size end, content_key = case when f.owed then f.content_key end,
 			    pod_gone_at = null, containers_terminated_at = null, detach_requested_at = null,
 			    detach_forced_at = case when f.owed then f.detach_forced_at end, writer_gone_at = null, disk_released_at = null,

@@ -27,12 +27,13 @@ const endWritten = `greatest(r.reservation_ended, case r.status when 'failed' th
 // endedAgain holds where reservation r came back to life after its cleanup c was asked for and is over again, so that the
 // cleanup knows nothing of what r had last: it was seen live, or with another pod; or the row names another volume; or the
 // row says that it was launched or ended since, while the disk is not released, where that costs a second snapshot at
-// most, and once; or it holds a disk again after the cleanup has settled. Who holds one is asked for by `in`, of which
+// most, and once an hour at most; or it holds a disk again after the cleanup has settled. Who holds one is asked for by `in`, of which
 // PostgreSQL hashes the list once for many rows, and makes none where it is not needed.
 var endedAgain = `coalesce(c.revived_at is not null and (r.reservation_id is null or ` + isOver("r.status") + `)
 		or ` + isOver("r.status") + ` and (
-		    c.settled_at is null and c.disk_released_at is null and c.redated_at is null
+		    c.settled_at is null and c.disk_released_at is null
 		        and ` + since(`greatest(r.launched_at, `+endWritten+`)`) + `
+		        and (c.redated_at is null or greatest(r.launched_at, ` + endWritten + `) > c.redated_at + interval '1 hour')
 		    or r.ebs_volume_id <> coalesce(c.volume_id, '')
 		        and ` + volumeIn("r.ebs_volume_id") + ` <> coalesce(c.volume_id, case when c.settled_at is not null then '' end)
 		        and ` + volumeIn("r.ebs_volume_id") + ` is distinct from c.misnamed_volume_id
@@ -76,6 +77,7 @@ var leftovers = `
 	where r.status in ('expired', 'cancelled', 'failed')
 	  and (c.reservation_id is null or c.settled_at is not null and ` + endedAgain + `)
 	  and (` + endedAt + ` > ` + lookedAt + ` - case r.status when 'failed' then @failed_window::interval else @ended_window::interval end
+	       or c.revived_at is not null
 	       or r.reservation_id in (select d.reservation_id from disks d where d.in_use and d.reservation_id is not null))
 	  and not ` + asked("r.reservation_id") + `
 	union all
@@ -84,7 +86,10 @@ var leftovers = `
 	left join reservations r on r.reservation_id = c.reservation_id
 	where (c.settled_at is null and (r.reservation_id is null or r.status in ('expired', 'cancelled', 'failed'))
 	       or c.revived_at is not null and r.reservation_id is null)
-	  and not ` + asked("c.reservation_id")
+	  and (not ` + asked("c.reservation_id") + `
+	       or ` + endedAgain + ` and c.reservation_id not in ( -- a sync of its former life does not see to it
+	           select f.reservation_id from expiry.follow_ups f
+	           where f.state = 'due' and f.kind = 'cleanup' and f.reservation_id is not null))`
 
 // Leftover is an ended reservation whose cleanup is to be asked for.
 type Leftover struct {
@@ -210,9 +215,11 @@ func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID 
 		}
 		_, err = tx.Exec(ctx, `
 			update expiry.cleanups c set revived_at = clock_timestamp()
-			from reservations r
-			where c.reservation_id = $1 and c.requested_at < $3 and c.pod_uid is distinct from $2 and c.revived_at is null
-			  and r.reservation_id = c.reservation_id and r.status in ('expired', 'cancelled', 'failed')`, reservationID, p.UID, p.Created)
+			where c.reservation_id in (
+			    select k.reservation_id from expiry.cleanups k join reservations r using (reservation_id)
+			    where k.reservation_id = $1 and k.requested_at < $3 and k.pod_uid is distinct from $2 and k.revived_at is null
+			      and `+isOver("r.status")+`
+			    for no key update of k skip locked)`, reservationID, p.UID, p.Created) // the next tick finds the pod again
 		if err != nil {
 			return fmt.Errorf("record that %s came back to life: %w", reservationID, err)
 		}

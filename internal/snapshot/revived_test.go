@@ -95,6 +95,7 @@ func TestTheInstanceOfAFormerLifeKeepsNoDiskLocked(t *testing.T) {
 func TestDatesThatAreRewrittenWithoutEndDelayTheEndOnce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	w.detach(t)
 	for range 8 {
 		w.exec(t, "update reservations set reservation_ended = clock_timestamp()")
 		w.exec(t, "update expiry.cleanups set requested_at = requested_at - interval '2 minutes' where settled_at is null")

@@ -32,3 +32,27 @@ func TestASweepRemembersThatAReservationOfWhichACleanupWasAskedForIsLive(t *test
 		})
 	}
 }
+
+func TestASecondLifeIsCleanedUpHoweverLongAgoTheFirstOneEnded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.insert(row{"status": "'active'", "created_at": ago(21 * 24 * time.Hour), "launched_at": ago(20 * 24 * time.Hour),
+		"reservation_ended": ago(10 * 24 * time.Hour)})[0]
+	w.exec(`insert into expiry.cleanups (reservation_id, reason, requested_at, settled_at, outcome)
+		values ($1, 'first', now() - interval '10 days', now() - interval '10 days', 'released')`, id)
+	w.sweep()
+	w.exec("update reservations set status = 'cancelled' where reservation_id = $1", id)
+	require.Equal(t, 1, w.sweep().Counts["cleanupsRequested"])
+}
+
+func TestASecondLifesCleanupDoesNotWaitForTheSnapshotOfTheFirst(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.insert(row{"status": "'active'", "launched_at": ago(20 * time.Minute)})[0]
+	w.exec("insert into expiry.cleanups (reservation_id, reason, requested_at) values ($1, 'first', now() - interval '1 hour')", id)
+	w.exec("insert into expiry.follow_ups (kind, key, reservation_id, subject) values ('snapshot.sync', gen_random_uuid()::text, $1, 'snap-1')", id)
+	w.sweep()
+	w.exec("update reservations set status = 'cancelled' where reservation_id = $1", id)
+	require.Equal(t, 1, w.sweep().Counts["cleanupsRequested"])
+	require.Contains(t, w.followUps(), "cleanup "+id+" due")
+}
