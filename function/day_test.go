@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -125,6 +126,16 @@ func (d *day) until(what, query string, args ...any) {
 		var yes bool
 		return d.rows.QueryRow(d.t.Context(), query, args...).Scan(&yes) == nil && yes
 	}, 90*time.Second, 50*time.Millisecond, what)
+}
+
+// remembered ticks until the root is written: a delivery leaves to the next what its time does not suffice for.
+func (d *day) remembered(p *process) {
+	d.t.Helper()
+	require.Eventually(d.t, func() bool {
+		var yes bool
+		return p.post(d.t, "/", binary(event.Ping), "").StatusCode == http.StatusAccepted && d.rows.QueryRow(d.t.Context(),
+			"select exists (select from expiry.traces where stage = 4 and lease_token is null)").Scan(&yes) == nil && yes
+	}, 90*time.Second, 50*time.Millisecond, "the root is written, and that is remembered")
 }
 
 // ends a process as the platform does that scales it to zero.

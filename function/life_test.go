@@ -92,8 +92,7 @@ func (d *day) lives() {
 
 	d.passes(5 * time.Minute)
 	ninth := d.process()
-	d.tick(ninth)
-	d.until("it is remembered", `select exists (select from expiry.traces where stage = 4 and lease_token is null)`)
+	d.remembered(ninth)
 	d.ends(ninth)
 }
 
@@ -203,7 +202,7 @@ func TestALifeWhoseRowThePlatformDeletesInMidCleanupSaysToItsEndWhoseItIs(t *tes
 	second := d.process()
 	d.tick(second)
 	d.until("the disk is free", `select exists (select from expiry.cleanups where outcome = 'released')`)
-	d.tick(second)
+	d.remembered(second)
 	d.ends(second)
 	d.seen("reservation", 1)
 
