@@ -45,8 +45,7 @@ func TestAVolumeThatNobodyNamesIsSoughtByItsTags(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.reserve(t, id)
-			w.exec(t, "update reservations set ebs_volume_id = null")
-			w.exec(t, "update disks set ebs_volume_id = null")
+			w.nameNoVolume(t)
 			for _, s := range test.statements {
 				w.exec(t, s)
 			}
@@ -84,8 +83,7 @@ func TestThatEC2HasNoVolumeIsBelievedOfOurAccountAlone(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.reserve(t, id)
-			w.exec(t, "update reservations set ebs_volume_id = null")
-			w.exec(t, "update disks set ebs_volume_id = null")
+			w.nameNoVolume(t)
 			spoil(w)
 			w.request(t)
 			w.deliver(t.Context(), t)
@@ -99,8 +97,7 @@ func TestADiskWithoutAVolumeIsNotTakenFromAReservationThatIsLiveAgain(t *testing
 	t.Parallel()
 	w := newWorld(t)
 	w.reserve(t, id)
-	w.exec(t, "update reservations set ebs_volume_id = null")
-	w.exec(t, "update disks set ebs_volume_id = null")
+	w.nameNoVolume(t)
 	w.request(t)
 	w.before = func(call string) error {
 		if call == "find volumes" {
@@ -136,8 +133,7 @@ func TestOfSeveralVolumesOfAPodTheOneWithTheHomeIsTheDisk(t *testing.T) {
 				t.Parallel()
 				w := newWorldIn(t, shelf)
 				w.stand(t)
-				w.exec(t, "update reservations set ebs_volume_id = null")
-				w.exec(t, "update disks set ebs_volume_id = null")
+				w.nameNoVolume(t)
 				w.claims["gpu-dev/imagenet"] = pod.Claim{Namespace: "gpu-dev", Name: "imagenet", UID: "claim-2", VolumeName: "pv-imagenet"}
 				w.volumes["pv-imagenet"] = pod.PersistentVolume{Name: "pv-imagenet", UID: "pv-2", VolumeID: secondVolume, ClaimName: "imagenet", ClaimNamespace: "gpu-dev"}
 				w.tagged = []disk.Volume{{ID: volume, Tags: c.onDisk}, {ID: secondVolume, Tags: c.data}}
@@ -272,8 +268,7 @@ func TestThePodsOnlyVolumeIsTheDiskWhereverItIsMounted(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.stand(t)
-	w.exec(t, "update reservations set ebs_volume_id = null")
-	w.exec(t, "update disks set ebs_volume_id = null")
+	w.nameNoVolume(t)
 	w.tagged = []disk.Volume{{ID: volume}}
 	p := w.pods[podKey]
 	p.HomeClaim = ""
@@ -288,8 +283,7 @@ func TestAPodsOnlyVolumeIsNotTheDiskWhereTheTagsNameAnother(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.stand(t)
-	w.exec(t, "update reservations set ebs_volume_id = null")
-	w.exec(t, "update disks set ebs_volume_id = null")
+	w.nameNoVolume(t)
 	w.tagged = []disk.Volume{{ID: volume}, {ID: secondVolume, Tags: disk.Key{User: "alice", Name: "default"}.Tags()}}
 	p := w.pods[podKey]
 	p.HomeClaim = ""

@@ -149,6 +149,13 @@ func (w *world) stand(t *testing.T) {
 		values ($1, $2, 'group-1', 'rule-1')`, id, domain)
 }
 
+// nameNoVolume leaves the volume to be found out from the pod.
+func (w *world) nameNoVolume(t *testing.T) {
+	t.Helper()
+	w.exec(t, "update reservations set ebs_volume_id = null")
+	w.exec(t, "update disks set ebs_volume_id = null")
+}
+
 func (w *world) pod(uid string) pod.Pod {
 	return pod.Pod{
 		Namespace: "gpu-dev", Name: podName, UID: uid, Created: w.now().Add(-5*time.Hour + time.Minute).UTC(), Phase: pod.Running, Node: node,

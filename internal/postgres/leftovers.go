@@ -26,8 +26,8 @@ const endWritten = `greatest(r.reservation_ended, case r.status when 'failed' th
 
 // endedAgain holds where reservation r came back to life after its cleanup c was asked for and is over again, so that the
 // cleanup knows nothing of what r had last: it was seen live, or with another pod; or the row names another volume; or the
-// row says that it was launched or ended since, while the disk is not released, where that costs a second snapshot at
-// most, and once an hour at most; or it holds a disk again after the cleanup has settled. Who holds one is asked for by `in`, of which
+// row says that it was launched or ended since, while the disk is not released: that costs a second snapshot at most, and
+// counts once an hour; or it holds a disk again after the cleanup has settled. Who holds one is asked for by `in`, of which
 // PostgreSQL hashes the list once for many rows, and makes none where it is not needed.
 var endedAgain = `coalesce(c.revived_at is not null and (r.reservation_id is null or ` + isOver("r.status") + `)
 		or ` + isOver("r.status") + ` and (

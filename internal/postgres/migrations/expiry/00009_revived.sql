@@ -3,7 +3,7 @@
 -- +goose Up
 alter table expiry.cleanups
     add column revived_at       timestamptz, -- the reservation was live after the cleanup was asked for
-    add column redated_at       timestamptz, -- it began anew since dates were written that it did not know, which counts once
+    add column redated_at       timestamptz, -- when it last began anew for what was written since, though nobody saw it live
     add column former_volume_id text;        -- that of the cleanup from which this one began anew, not kept until then
 
 -- +goose Down
