@@ -45,7 +45,7 @@ demo-down: ## Stop what make demo KEEP=1 has left running
 COST := 'TestTracingCostsASweepLittle|TestAStartFromZeroIsFast'
 
 # The longest first, lest they run alone at the end.
-PACKAGES := ./function ./internal/snapshot ./internal/sweep ./internal/postgres ./internal/manifests ./...
+PACKAGES := ./function ./internal/snapshot ./internal/simulation ./internal/sweep ./internal/postgres ./internal/cleanup ./internal/manifests ./...
 
 # At its exit a process waits for the race detector's last reports, by default a second for each of hundreds.
 export GORACE ?= atexit_sleep_ms=50
@@ -53,8 +53,8 @@ export GORACE ?= atexit_sleep_ms=50
 .PHONY: test
 test: lint lint-tools stack-up ## Everything, on the real components, from a bare machine
 	set +e; set -a; source .stack/env; set +a; \
-	$(GO_TOOL) gotestsum --format pkgname -- -race -parallel 8 -timeout 25m -skip $(COST) $(PACKAGES) \
-	&& go test -count=1 -v -run $(COST) ./function | grep -vE '^=== |testdbconf' && $(MAKE) --no-print-directory test-tools; code=$$?; \
+	$(GO_TOOL) gotestsum --format pkgname -- -race -ldflags '-s -w' -parallel 8 -timeout 25m -skip $(COST) $(PACKAGES) \
+	&& go test -ldflags '-s -w' -count=1 -v -run $(COST) ./function | grep -vE '^=== |testdbconf' && $(MAKE) --no-print-directory test-tools; code=$$?; \
 	$(MAKE) --no-print-directory stack-down; exit $$code
 
 .PHONY: lint
