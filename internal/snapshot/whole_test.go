@@ -58,7 +58,7 @@ func TestTheWholeWayFromAPodToASnapshot(t *testing.T) {
 	cloud := aws.NewEC2(w.account.Config)
 	quiet := slog.New(slog.DiscardHandler)
 	parts := snapshot.World{Store: w.db, EC2: cloudSide{w.outside}, Cluster: kubeSide{w.outside}, Identity: w.sts}
-	options := snapshot.Options{Now: w.clock.now, Sleep: w.clock.sleep, Log: quiet, Interval: 5 * time.Second}
+	options := snapshot.Options{Now: w.clock.now, Sleep: w.clock.sleep, Log: quiet, Interval: 5 * time.Second, DriverGrace: time.Hour}
 	w.runner = followup.NewRunner(w.db, map[postgres.FollowUpKind]followup.Action{
 		postgres.Cleanup: cleanup.New(cleanup.World{Store: w.db, Cluster: cluster, EC2: cloud, Identity: parts.Identity, Router: aws.NewLoadBalancer(w.account.Config),
 			Bucket: aws.NewS3(w.account.Config, bucket), Disk: snapshot.NewKeeper(parts, options)}, cleanup.Options{Log: quiet}),
@@ -66,9 +66,9 @@ func TestTheWholeWayFromAPodToASnapshot(t *testing.T) {
 	}, followup.Options{Log: quiet})
 
 	report := w.deliver(t, postgres.Cleanup)
-	require.Equal(t, followup.StatePostponed, report.State, "the driver has its minute: %+v", report)
+	require.Equal(t, followup.StatePostponed, report.State, "the driver has its time: %+v", report)
 	require.Contains(t, read[string](t, w, "select detail from expiry.cleanup_steps where step = 'disk'"), "the driver has until")
-	w.age(t, time.Minute)
+	w.age(t, time.Hour)
 	require.Equal(t, "snapshotting", w.deliver(t, postgres.Cleanup).Outcome)
 	w.settle(t, 3)
 
