@@ -158,7 +158,7 @@ func tagged(kind ec2types.ResourceType, tags map[string]string) []ec2types.TagSp
 func (o *outside) tick(more ...string) (report.Swept, ran) {
 	o.base.t.Helper()
 	cmd := exec.CommandContext(o.base.t.Context(), os.Args[0], "sweep", "-o", "json", "--follow-ups", o.limit.String())
-	cmd.Env = append(append([]string{asCommand + "=1", "PATH=" + os.Getenv("PATH"), "HOME=/nonexistent"}, o.environ...), more...)
+	cmd.Env = append(append(asCommand("HOME=/nonexistent"), o.environ...), more...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	require.NoError(o.base.t, cmd.Start())

@@ -22,11 +22,16 @@ import (
 	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
-// asCommand makes this test binary be the command itself, so that tests can start it as a process and kill it.
-const asCommand = "TEST_BINARY_IS_RESERVATION_EXPIRY"
+// beCommand makes this test binary be the command itself, so that tests can start it as a process and kill it.
+const beCommand = "TEST_BINARY_IS_RESERVATION_EXPIRY"
+
+// asCommand is the environment of such a process: of this one's it has only the race detector's settings.
+func asCommand(environ ...string) []string {
+	return append([]string{beCommand + "=1", "PATH=" + os.Getenv("PATH"), "GORACE=" + os.Getenv("GORACE")}, environ...)
+}
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asCommand) != "" {
+	if os.Getenv(beCommand) != "" {
 		commandOfTest()
 	}
 	// The one idle connection to the stack's API server, which client-go keeps per server.
@@ -76,9 +81,7 @@ func launchProcess(t *testing.T, environ ...string) *process {
 	port := freePort(t)
 	p := &process{log: &output{}, exited: make(chan error, 1), desk: &desk{url: "http://127.0.0.1:" + strconv.Itoa(port)}}
 	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])
-	p.cmd.Env = append([]string{
-		asCommand + "=1", "PORT=" + strconv.Itoa(port), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none", "PATH=" + os.Getenv("PATH"),
-	}, environ...)
+	p.cmd.Env = append(asCommand("PORT="+strconv.Itoa(port), "AWS_REGION=us-east-1", "EKS_CLUSTER_NAME=none"), environ...)
 	p.cmd.Stderr, p.cmd.Stdout = p.log, p.log
 	require.NoError(t, p.cmd.Start())
 	go func() { p.exited <- p.cmd.Wait() }()

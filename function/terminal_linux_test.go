@@ -31,7 +31,7 @@ func onTerminal(t *testing.T, columns uint16, environ []string, args ...string) 
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0], args...)
-	cmd.Env = append([]string{asCommand + "=1", "PATH=" + os.Getenv("PATH"), "TERM=xterm"}, environ...)
+	cmd.Env = append(asCommand("TERM=xterm"), environ...)
 	cmd.Stdout, cmd.Stderr = terminal, terminal
 	require.NoError(t, cmd.Start())
 	require.NoError(t, terminal.Close())
