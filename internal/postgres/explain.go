@@ -26,6 +26,7 @@ type Life struct {
 	Missing   *MissingPod
 	OOMKill   *OOMKill // the newest
 	FollowUps []FollowUpRecord
+	Leftover  bool // it has ended, and the next tick asks for its cleanup
 	Cleanup   *CleanupRecord
 	Steps     map[Step]StepRecord
 	Snapshots []SnapshotRecord
@@ -144,6 +145,11 @@ func (db *DB) readFollowUps(ctx context.Context, life *Life) error {
 }
 
 func (db *DB) readCleanup(ctx context.Context, life *Life) error {
+	left, err := db.Leftovers(ctx, life.Now, []string{life.ReservationID})
+	if err != nil {
+		return err
+	}
+	life.Leftover = len(left) > 0
 	cleanup, found, err := db.LoadCleanup(ctx, life.ReservationID)
 	if err != nil || !found {
 		return err

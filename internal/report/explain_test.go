@@ -177,8 +177,7 @@ func TestWhatComesNextAndWhy(t *testing.T) {
 			l.Missing = &postgres.MissingPod{FirstSeen: ago(5 * time.Minute), LastSeen: ago(time.Minute)}
 		}), []string{"next tick: expires for want of its server", "in 30m (13:01:00 UTC): 30-minute warning", "in 1h 02m (13:33:00 UTC): expires"}},
 		"ended, never cleaned up":         {ended(time.Hour), []string{"next tick: cleanup"}},
-		"ended long ago":                  {ended(8 * 24 * time.Hour), []string{"–: nothing"}},
-		"ended long ago, holding a disk":  {ended(8*24*time.Hour, holding), []string{"next tick: cleanup"}},
+		"ended long ago":                  {ended(8*24*time.Hour, func(l *postgres.Life) { l.Leftover = false }), []string{"–: nothing"}},
 		"its cleanup nobody is asked for": {over(func(l *postgres.Life) { l.FollowUps = l.FollowUps[:3] }), []string{"next tick: cleanup goes on"}},
 		"its cleanup is under way": {over(func(l *postgres.Life) { l.FollowUps[3].HeldUntil = ahead(time.Minute) }),
 			[]string{"now: cleanup goes on"}},
@@ -207,15 +206,11 @@ func TestWhatComesNextAndWhy(t *testing.T) {
 // ended is a reservation that somebody else has cancelled, so long ago.
 func ended(since time.Duration, changes ...func(*postgres.Life)) postgres.Life {
 	l := running(time.Hour)
-	l.Row.Status, l.Row.CancelledAt = reservation.Cancelled, at(ago(since))
+	l.Row.Status, l.Row.CancelledAt, l.Leftover = reservation.Cancelled, at(ago(since)), true
 	for _, change := range changes {
 		change(&l)
 	}
 	return l
-}
-
-func holding(l *postgres.Life) {
-	l.Disks = []postgres.DiskRecord{{UserID: "ada", Name: "default", InUse: true, HolderID: id}}
 }
 
 func TestAPauseIsSaidOfWhatItHolds(t *testing.T) {

@@ -145,9 +145,8 @@ func afterTheEnd(l postgres.Life, end *End) []Next {
 	if l.Row.Status == reservation.Failed {
 		window = postgres.FailedWindow
 	}
-	holds := slices.ContainsFunc(l.Disks, func(d postgres.DiskRecord) bool { return d.InUse && d.HolderID == l.ReservationID })
 	switch {
-	case !holds && end.At.Before(l.Now.Add(-window)):
+	case !l.Leftover:
 		return []Next{{What: nothing, Why: fmt.Sprintf("it ended over %s ago and holds no disk: whoever ended it has cleaned up", span(window))}}
 	case l.Pause != nil:
 		return []Next{{What: "cleanup", Why: "it has ended and was never cleaned up; but while paused nothing new is decided"}}
