@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"gpudev.internal/reservation-expiry/internal/event"
@@ -32,6 +34,7 @@ type model struct {
 	pods     map[string]pod.Pod
 	written  map[string]pod.File
 	owner    postgres.Ownership
+	theirs   string // the UID of a pod that was seen as another's
 	failure  error
 }
 
@@ -69,8 +72,10 @@ func (m *model) NewestOOMKill(context.Context, string) (postgres.OOMKill, bool, 
 	return *m.kill, true, nil
 }
 
-func (m *model) Ownership(context.Context, string, string, string) (postgres.Ownership, error) {
-	return m.owner, nil
+func (m *model) Ownership(_ context.Context, _, _, uid string) (postgres.Ownership, error) {
+	owner := m.owner
+	owner.Theirs = owner.Theirs || uid == m.theirs
+	return owner, nil
 }
 
 func (m *model) GetPod(_ context.Context, namespace, name string) (pod.Pod, error) {
@@ -218,6 +223,44 @@ func TestAFailedWarningIsAnErrorToSearchBy(t *testing.T) {
 	require.Equal(t, []string{"sent", "error"}, outcomes)
 }
 
+// lateness adds up how late warnings were, in seconds, as is pushed.
+type lateness float64
+
+func (*lateness) Temporality(sdkmetric.InstrumentKind) metricdata.Temporality {
+	return metricdata.CumulativeTemporality
+}
+
+func (*lateness) Aggregation(k sdkmetric.InstrumentKind) sdkmetric.Aggregation {
+	return sdkmetric.DefaultAggregationSelector(k)
+}
+
+func (l *lateness) Export(_ context.Context, rm *metricdata.ResourceMetrics) error {
+	for _, scope := range rm.ScopeMetrics {
+		for _, metric := range scope.Metrics {
+			if metric.Name == "reservation_expiry.warning.lateness" {
+				*l += lateness(metric.Data.(metricdata.Histogram[float64]).DataPoints[0].Sum)
+			}
+		}
+	}
+	return nil
+}
+
+func (*lateness) ForceFlush(context.Context) error { return nil }
+func (*lateness) Shutdown(context.Context) error   { return nil }
+
+func TestAWarningIsLateFromTheMomentThatItsLevelWasReached(t *testing.T) {
+	t.Parallel()
+	var late lateness
+	tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Metrics: &late})
+	require.NoError(t, err)
+	m := newModel()
+	f := postgres.FollowUp{Kind: postgres.Warning, ReservationID: "deadbeef-1", Key: event.WarningKey("deadbeef-1", now.Add(20*time.Minute), 30)}
+	_, err = warning.NewWarnings(m, m, warning.Options{Trace: tel}).Handle(t.Context(), f) // the log is the default one
+	require.NoError(t, err)
+	require.NoError(t, tel.Flush(t.Context()))
+	require.InDelta(t, (10 * time.Minute).Seconds(), float64(late), 0)
+}
+
 func TestAPodSeenAsTheReservationsOwnIsWrittenToWhoeverSharesItsName(t *testing.T) {
 	t.Parallel()
 	m := newModel()
@@ -238,9 +281,33 @@ func TestThePodIsFoundInEitherNamespaceOfAPlaceholder(t *testing.T) {
 	require.Contains(t, m.written, "default/gpu-dev-deadbeef/gpu-dev")
 }
 
+func TestAnotherPodOfTheNameInTheFirstNamespaceDoesNotHideTheOneInTheSecond(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*model, *pod.Pod){
+		"another reservation's": func(m *model, p *pod.Pod) { m.theirs = p.UID },
+		"an earlier one's":      func(_ *model, p *pod.Pod) { p.Created = now.Add(-2 * time.Hour) },
+		"one that has stopped":  func(_ *model, p *pod.Pod) { p.Containers[0].Running = false },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newModel()
+			m.subject.NamespaceName = "default"
+			other := podIn("gpu-dev")
+			other.UID = "other"
+			change(m, &other)
+			m.pods["gpu-dev/gpu-dev-deadbeef"] = other
+			m.pods["default/gpu-dev-deadbeef"] = podIn("default")
+			_, err := m.warn()
+			require.NoError(t, err)
+			require.Len(t, m.written, 1)
+			require.Contains(t, m.written, "default/gpu-dev-deadbeef/gpu-dev")
+		})
+	}
+}
+
 func TestAKeyOfAnotherFormIsRefusedForGood(t *testing.T) {
 	t.Parallel()
-	for _, key := range []string{"", "deadbeef-1", "deadbeef-1/soon/30", "deadbeef-1/1772366400", "other/1772366400/30", "deadbeef-1/1772366400/x"} {
+	for _, key := range []string{"", "deadbeef-1", "deadbeef-1/soon/30", "deadbeef-1/1772366400", "1772366400/30", "other/1772366400/30", "deadbeef-1/1772366400/x"} {
 		_, err := warning.NewWarnings(newModel(), newModel(), warning.Options{}).
 			Handle(t.Context(), postgres.FollowUp{Key: key, ReservationID: "deadbeef-1"})
 		require.True(t, fault.Is(err, fault.Permanent), "key %q", key)
