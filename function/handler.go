@@ -34,7 +34,7 @@ type followUps interface {
 
 // store is what the handler itself asks of the database.
 type store interface {
-	// EnsureCleanup makes the cleanup of an ended reservation due if the rows want one and none was ever asked for.
+	// EnsureCleanup makes the cleanup of an ended reservation due if the rows want one and none is asked for.
 	EnsureCleanup(ctx context.Context, reservationID string) (bool, error)
 	Reservation(ctx context.Context, id string) (r reservation.Reservation, found bool, err error)
 	StoreDeadLetter(ctx context.Context, d postgres.DeadLetter) (int64, error)

@@ -192,3 +192,39 @@ func TestAVanishedReservationsSecondLifeKeepsTheNameOfItsDisk(t *testing.T) {
 	require.Equal(t, "default", c.DiskName)
 	require.True(t, c.Launched)
 }
+
+func TestTheDateOfTheFirstEndHidesNoPodOfASecondLife(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.nameNoVolume(t)
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	w.secondLife(t)
+	w.exec(t, "update expiry.cleanups set revived_at = now() - interval '20 minutes'") // by a sweep
+	w.exec(t, "update reservations set reservation_ended = now() - interval '1 hour', cancelled_at = null")
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.NotContains(t, keys(w.pods), podKey)
+	require.True(t, w.made("keep "+secondVolume))
+}
+
+func TestAPodSeenAsAnothersIsNotAnnouncedAtEachTick(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp()")
+	p := w.pod("uid-9")
+	p.Created = w.now().Add(-3 * time.Minute)
+	w.pods[podKey] = p
+	w.exec(t, "insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ('uid-9', 'deleted', 'gpu-dev', $1, now() - interval '3 minutes')", podName)
+	for range 4 {
+		w.seePod(t)
+		w.deliver(t.Context(), t)
+	}
+	require.LessOrEqual(t, w.facts(t, "dev.gpudev.reservation.cleanedUp.v1"), 2)
+}

@@ -36,6 +36,7 @@ type Identity struct {
 	PVUID      string
 	VolumeID   string
 	Misnamed   string // a volume that the row names although it is not the disk; recorded, not read
+	Last       string // the volume to go on with where no other is found; recorded as FormerVolume
 	DiskName   string
 }
 
@@ -53,7 +54,7 @@ type CleanupRecord struct {
 	EndedAgain    bool               // it came back to life since the cleanup was asked for, which is to begin anew
 	Started       time.Time
 	Deadline      time.Time
-	Ended         time.Time // by the row, else when a cleanup was first asked for
+	Ended         time.Time // by the row, else no later than when the cleanup was asked for
 	Launched      bool
 	NamedPod      string // columns pod_name and namespace of the row
 	RowNamespace  string
@@ -83,9 +84,10 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 		select c.reservation_id, c.reason, coalesce(c.user_id, r.user_id, ''), coalesce(r.gpu_type, c.gpu_type, ''),
 		       coalesce(r.status, case when r.reservation_id is null then c.status end, ''),
 		       r.reservation_id is null, `+endedAgain+`, coalesce(r.launched_at, c.launched_at) is not null,
-		       coalesce(c.pod_name, r.pod_name, ''), coalesce(r.namespace, ''), coalesce(c.former_volume_id, ''), c.volume_id is null,
-		       r.created_at, coalesce(r.expires_at, c.expires_at),
-		       coalesce(`+endWritten+`, least(r.updated_at, c.requested_at)),
+		       coalesce(c.pod_name, r.pod_name, ''), coalesce(case when r.reservation_id is null then c.namespace else r.namespace end, ''),
+		       coalesce(c.former_volume_id, ''), c.volume_id is null,
+		       case when r.reservation_id is null then c.created_at else r.created_at end, coalesce(r.expires_at, c.expires_at),
+		       coalesce(case when `+endStands+` then `+endWritten+` end, least(r.updated_at, c.requested_at)),
 		       coalesce(c.namespace, ''), coalesce(c.pod_name, ''), coalesce(c.pod_uid, ''), coalesce(c.node_name, ''),
 		       coalesce(c.instance_id, ''), coalesce(c.claim_name, ''), coalesce(c.claim_uid, ''),
 		       coalesce(c.pv_name, ''), coalesce(c.pv_uid, ''),
@@ -169,9 +171,13 @@ func (db *DB) EnsureCleanup(ctx context.Context, reservationID string) (bool, er
 	return open && err == nil, err
 }
 
+// elsewhere holds where the disk h that reservation r holds is not the one that its row names, and has another volume.
+var elsewhere = `(h.disk_name <> nullif(r.disk_name, '') and h.volume <> ` + volumeIn("r.ebs_volume_id") + `)`
+
 // BeginCleanupAnew has the cleanup of a reservation that came back to life and is over again begin from the start, settled
 // or not. It forgets what was done and found out, but not by what a volume was known that it has not kept yet, for
-// where nothing newer is known, and that it was detached by force. It is for whoever has leased the cleanup's follow-up:
+// where nothing newer is known, and that it was detached by force. Its disk is one that the reservation holds, the row's
+// first: of another, which the row does not name, the row does not name the volume. It is for whoever has leased the cleanup's follow-up:
 // nobody else is at work on it then. A snapshot under way is counted when it ends, and proves nothing to the new beginning.
 func (db *DB) BeginCleanupAnew(ctx context.Context, reservationID string) error {
 	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
@@ -183,19 +189,24 @@ func (db *DB) BeginCleanupAnew(ctx context.Context, reservationID string) error 
 			    from expiry.cleanups c left join reservations r using (reservation_id)
 			    where c.reservation_id = $1 and `+endedAgain+`)
 			update expiry.cleanups c
-			set requested_at = clock_timestamp(), revived_at = null, settled_at = null, outcome = null,
+			set requested_at = clock_timestamp(), revived_at = null, lived_at = greatest(f.revived_at, f.lived_at),
+			    settled_at = null, outcome = null,
 			    redated_at = case when f.revived_at is null and f.settled_at is null then clock_timestamp() end,
 			    reason = coalesce(`+reasonOf("r")+`, f.reason), user_id = coalesce(r.user_id, f.user_id),
 			    pod_name = coalesce(nullif(r.pod_name, ''), f.pod_name), pod_uid = null, node_name = null, instance_id = null,
-			    volume_id = nullif(`+volumeIn("r.ebs_volume_id")+`, f.misnamed_volume_id),
+			    volume_id = case when `+elsewhere+` then h.volume else nullif(`+volumeIn("r.ebs_volume_id")+`, f.misnamed_volume_id) end,
+			    misnamed_volume_id = case when `+elsewhere+` then `+volumeIn("r.ebs_volume_id")+` else f.misnamed_volume_id end,
 			    former_volume_id = case when f.owed then coalesce(f.volume_id, f.former_volume_id) end,
-			    disk_name = coalesce(nullif(r.disk_name, ''), case when f.owed or r.reservation_id is null then f.disk_name end),
+			    disk_name = coalesce(h.disk_name, nullif(r.disk_name, ''), case when f.owed or r.reservation_id is null then f.disk_name end),
 			    disk_size = case when f.owed then f.disk_size end, content_key = case when f.owed then f.content_key end,
 			    pod_gone_at = null, containers_terminated_at = null, detach_requested_at = null,
 			    detach_forced_at = case when f.owed then f.detach_forced_at end, writer_gone_at = null, disk_released_at = null,
 			    gpu_type = coalesce(r.gpu_type, f.gpu_type), status = coalesce(r.status, f.status),
 			    launched_at = coalesce(r.launched_at, f.launched_at), expires_at = coalesce(r.expires_at, f.expires_at)
-			from former f left join reservations r using (reservation_id)
+			from former f left join reservations r using (reservation_id) left join lateral (
+			    select d.disk_name, `+volumeIn("d.ebs_volume_id")+` as volume from disks d
+			    where d.in_use and d.reservation_id = f.reservation_id and d.user_id = coalesce(r.user_id, f.user_id)
+			    order by d.disk_name = r.disk_name desc nulls last, d.disk_name = f.disk_name desc nulls last, 1 limit 1) h on true
 			where c.reservation_id = f.reservation_id`, reservationID, StepDisk)
 		if err != nil {
 			return fmt.Errorf("begin the cleanup of %s anew: %w", reservationID, err)
@@ -203,8 +214,14 @@ func (db *DB) BeginCleanupAnew(ctx context.Context, reservationID string) error 
 		if tag.RowsAffected() == 0 {
 			return createCleanup(ctx, tx, reservationID)
 		}
-		if _, err = tx.Exec(ctx, "delete from expiry.cleanup_steps where reservation_id = $1", reservationID); err != nil {
-			return fmt.Errorf("begin the cleanup of %s anew: %w", reservationID, err)
+		for _, statement := range []string{
+			"delete from expiry.cleanup_steps where reservation_id = $1",
+			"update expiry.follow_ups set attempts = 0 where kind = 'cleanup' and key = $1",
+			abandonIntents,
+		} {
+			if _, err := tx.Exec(ctx, statement, reservationID); err != nil {
+				return fmt.Errorf("begin the cleanup of %s anew: %w", reservationID, err)
+			}
 		}
 		return nil
 	})
@@ -219,10 +236,10 @@ func reasonOf(r string) string {
 func createCleanup(ctx context.Context, tx pgx.Tx, reservationID string) error {
 	_, err := tx.Exec(ctx, `
 		insert into expiry.cleanups (
-		    reservation_id, reason, user_id, pod_name, volume_id, disk_name, gpu_type, status, created_at, launched_at, expires_at)
+		    reservation_id, reason, user_id, pod_name, namespace, volume_id, disk_name, gpu_type, status, created_at, launched_at, expires_at)
 		select reservation_id,
 		       `+reasonOf("reservations")+`,
-		       user_id, nullif(pod_name, ''),
+		       user_id, nullif(pod_name, ''), nullif(namespace, ''),
 		       `+volumeIn("ebs_volume_id")+`, nullif(disk_name, ''),
 		       gpu_type, status, created_at, launched_at, expires_at
 		from reservations
@@ -295,16 +312,17 @@ func (db *DB) VoidCleanup(ctx context.Context, f FollowUp) (bool, error) {
 	return voided && err == nil, err
 }
 
-// recordRevived is RecordRevived for a reservation at whose cleanup somebody is at work. It reports whether it is live.
-func recordRevived(ctx context.Context, tx pgx.Tx, reservationID string) (bool, error) {
-	tag, err := tx.Exec(ctx, `
-		update expiry.cleanups c set revived_at = coalesce(c.revived_at, clock_timestamp())
-		from reservations r
-		where c.reservation_id = $1 and r.reservation_id = c.reservation_id and `+isLive("r.status"), reservationID)
+// recordRevived is RecordRevived for a reservation that whoever is at work at its cleanup has seen live. It reports
+// whether it still is.
+func recordRevived(ctx context.Context, tx pgx.Tx, reservationID string) (live bool, err error) {
+	err = tx.QueryRow(ctx, `
+		with seen as (
+		    update expiry.cleanups c set revived_at = coalesce(c.revived_at, clock_timestamp()) where c.reservation_id = $1)
+		select exists (select from reservations r where r.reservation_id = $1 and `+isLive("r.status")+`)`, reservationID).Scan(&live)
 	if err != nil {
 		return false, fmt.Errorf("record that %s came back to life: %w", reservationID, err)
 	}
-	return tag.RowsAffected() == 1, nil
+	return live, nil
 }
 
 // isOver holds where a status is of a reservation that has ended.

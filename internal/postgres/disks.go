@@ -84,14 +84,16 @@ func (db *DB) underDisk(ctx context.Context, reservationID string, act func(cont
 // supersede settles the disk's part of a cleanup whose disk is in other hands. What an open intent may have made is
 // adopted if it is ever found.
 func supersede(ctx context.Context, tx pgx.Tx, reservationID, why string) error {
-	_, err := tx.Exec(ctx, `
-		update expiry.snapshots set state = 'abandoned', settled_at = clock_timestamp(), detail = 'superseded'
-		where reservation_id = $1 and state = 'intended'`, reservationID)
-	if err != nil {
+	if _, err := tx.Exec(ctx, abandonIntents, reservationID); err != nil {
 		return err
 	}
 	return finishDisk(ctx, tx, reservationID, OutcomeSuperseded, why)
 }
+
+// abandonIntents ends what a cleanup that goes no further, or begins anew, had meant to snapshot.
+const abandonIntents = `
+	update expiry.snapshots set state = 'abandoned', settled_at = clock_timestamp(), detail = 'superseded'
+	where reservation_id = $1 and state = 'intended'`
 
 // errDiskBusy ends an act which finds that it comes too early.
 var errDiskBusy = errors.New("busy")

@@ -156,7 +156,10 @@ func endLocked(ctx context.Context, tx pgx.Tx, now time.Time, batch []Ending, lo
 	if err := recordFacts(ctx, tx, facts); err != nil {
 		return nil, err
 	}
-	return ended, requestFollowUps(ctx, tx, cleanups)
+	if err := requestFollowUps(ctx, tx, cleanups); err != nil {
+		return nil, err
+	}
+	return ended, wakeCleanups(ctx, tx, ended)
 }
 
 // soundDeadline is reservation.DeadlineAnomaly's NoAnomaly in SQL, for the row under the given alias.

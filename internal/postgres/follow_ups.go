@@ -89,6 +89,23 @@ func requestFollowUps(ctx context.Context, tx pgx.Tx, all []FollowUp) error {
 	return nil
 }
 
+// wakeCleanups makes the cleanups of these reservations due now that wait, for their pause after a failure or for the
+// world: the reservations have come back to life since, of which whoever delivers them next takes note.
+func wakeCleanups(ctx context.Context, tx pgx.Tx, ids []string) error {
+	_, err := tx.Exec(ctx, `
+		update expiry.follow_ups set due_at = clock_timestamp(), ask_again_at = '-infinity', updated_at = clock_timestamp()
+		where kind = 'cleanup' and key in (
+		    select f.key from expiry.follow_ups f
+		    where f.kind = 'cleanup' and f.key = any($1::text[]) and f.state = 'due' and f.due_at > clock_timestamp()
+		      and (f.lease_expires_at is null or f.lease_expires_at <= clock_timestamp())
+		    order by f.key -- as requestFollowUps
+		    for update)`, orNone(ids))
+	if err != nil {
+		return fmt.Errorf("wake the cleanups of %d reservations: %w", len(ids), err)
+	}
+	return nil
+}
+
 // DispatchDue picks follow-ups that are due, are not being worked on and have not been asked for within askAgain, and
 // raises their dispatch number. What speaks to users comes first, since it is quick and soon too late; then the oldest.
 func (db *DB) DispatchDue(ctx context.Context, limit int, askAgain time.Duration) ([]FollowUp, error) {

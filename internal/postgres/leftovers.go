@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,6 +21,10 @@ const (
 
 // endedAt is when an ended reservation r ended, as far as its row tells.
 const endedAt = "coalesce(" + endWritten + ", r.updated_at)"
+
+// endStands holds where the end that is written for reservation r is not one of an earlier life's: whoever ended it again
+// may have written its status alone. Cleanup c may be absent.
+const endStands = "(coalesce(" + endWritten + " < greatest(c.revived_at, c.lived_at), false) is false)"
 
 // endWritten is the latest end that was written for an ended reservation r: of an earlier one the date may still stand.
 const endWritten = `greatest(r.reservation_ended, case r.status when 'failed' then r.failed_at when 'cancelled' then r.cancelled_at end)`
@@ -58,6 +63,14 @@ func asked(id string) string {
 		               and ` + forCleanup + `)`
 }
 
+// askedAnew holds where a cleanup's work is due at once, or under way: what waits for its snapshot, or out the pause after a
+// failure, does not see to another life's end.
+func askedAnew(id string) string {
+	return id + ` in (select f.reservation_id from expiry.follow_ups f
+		             where f.state = 'due' and f.kind = 'cleanup' and f.reservation_id is not null
+		               and (f.due_at <= clock_timestamp() or f.lease_expires_at > clock_timestamp()))`
+}
+
 // forCleanup holds where follow-up f, a cleanup or a sync of one, is not just waiting for a volume set aside, whose
 // cleanup is over.
 const forCleanup = `not exists (select from expiry.snapshots aside
@@ -71,7 +84,7 @@ const lookedAt = `least(@now::timestamptz,
 // leftovers selects ended reservations whose cleanup is not done and that nobody is asked to do: never begun since they
 // ended, within the window or while they hold a disk, or begun and not settled.
 var leftovers = `
-	select r.reservation_id, r.status, false as begun
+	select r.reservation_id, r.status, false as begun, c.reservation_id is not null as again
 	from reservations r
 	left join expiry.cleanups c on c.reservation_id = r.reservation_id
 	where r.status in ('expired', 'cancelled', 'failed')
@@ -79,23 +92,21 @@ var leftovers = `
 	  and (` + endedAt + ` > ` + lookedAt + ` - case r.status when 'failed' then @failed_window::interval else @ended_window::interval end
 	       or c.revived_at is not null
 	       or r.reservation_id in (select d.reservation_id from disks d where d.in_use and d.reservation_id is not null))
-	  and not ` + asked("r.reservation_id") + `
+	  and (not ` + asked("r.reservation_id") + ` or c.reservation_id is not null and not ` + askedAnew("r.reservation_id") + `)
 	union all
-	select c.reservation_id, coalesce(r.status, ''), true
+	select c.reservation_id, coalesce(r.status, ''), true, ` + endedAgain + `
 	from expiry.cleanups c
 	left join reservations r on r.reservation_id = c.reservation_id
 	where (c.settled_at is null and (r.reservation_id is null or r.status in ('expired', 'cancelled', 'failed'))
 	       or c.revived_at is not null and r.reservation_id is null)
-	  and (not ` + asked("c.reservation_id") + `
-	       or ` + endedAgain + ` and c.reservation_id not in ( -- a sync of its former life does not see to it
-	           select f.reservation_id from expiry.follow_ups f
-	           where f.state = 'due' and f.kind = 'cleanup' and f.reservation_id is not null))`
+	  and (not ` + asked("c.reservation_id") + ` or ` + endedAgain + ` and not ` + askedAnew("c.reservation_id") + `)`
 
 // Leftover is an ended reservation whose cleanup is to be asked for.
 type Leftover struct {
 	ReservationID string
 	Status        reservation.Status // empty where the row is gone
 	Begun         bool
+	Again         bool // it came back to life since its cleanup was asked for
 }
 
 func leftoverArgs(now time.Time, only []string) pgx.NamedArgs {
@@ -128,10 +139,15 @@ func (db *DB) RequestCleanups(ctx context.Context, lease SweepLease, now time.Ti
 				return fmt.Errorf("look for unfinished cleanups: %w", err)
 			}
 			var cleanups []FollowUp
+			var found []string
 			for _, l := range left {
 				cleanups = append(cleanups, FollowUp{Kind: Cleanup, Key: l.ReservationID, ReservationID: l.ReservationID, Subject: l.ReservationID})
+				found = append(found, l.ReservationID)
 			}
-			return requestFollowUps(ctx, tx, cleanups)
+			if err := requestFollowUps(ctx, tx, cleanups); err != nil {
+				return err
+			}
+			return wakeCleanups(ctx, tx, found)
 		})
 		if err != nil {
 			return err
@@ -154,17 +170,32 @@ type PodCandidate struct {
 	Ended         reservation.Instant // null while it is live
 	UIDs          []string            // of its pods, as far as they were seen
 	UnderWay      bool                // its cleanup is asked for
+	CleanedUID    string              // of the pod that the cleanup has found
+	CleanupAsked  time.Time           // zero where it is known already that it came back to life since
+}
+
+// CleansUp reports whether the cleanup under way sees to a pod: it was recorded, and is not one of a later life of which
+// the cleanup has not heard.
+func (c PodCandidate) CleansUp(uid string, created time.Time) bool {
+	return c.UnderWay && slices.Contains(c.UIDs, uid) && (uid == c.CleanedUID || c.CleanupAsked.IsZero() || !created.After(c.CleanupAsked))
 }
 
 // PodCandidates reads which reservations may have had the pods of these names.
 func (db *DB) PodCandidates(ctx context.Context, names []string) ([]PodCandidate, error) {
-	found, err := query(ctx, db, pgx.RowToStructByPos[PodCandidate], `
+	found, err := query(ctx, db, func(row pgx.CollectableRow) (PodCandidate, error) {
+		var c PodCandidate
+		var asked *time.Time
+		err := row.Scan(&c.PodName, &c.ReservationID, &c.Status, &c.Namespace, &c.Started, &c.Ended, &c.UIDs, &c.UnderWay, &c.CleanedUID, &asked)
+		c.CleanupAsked = orZero(asked)
+		return c, err
+	}, `
 		select n.name, r.reservation_id, coalesce(r.status, ''), coalesce(r.namespace, ''), r.created_at,
-		       case when r.status in ('expired', 'cancelled', 'failed') then `+endedAt+` end,
+		       case when r.status in ('expired', 'cancelled', 'failed') then case when `+endStands+` then `+endedAt+` else r.updated_at end end,
 		       array(select uid from expiry.pods p where p.reservation_id = r.reservation_id order by first_seen_at desc),
-		       `+asked("r.reservation_id")+`
+		       `+asked("r.reservation_id")+`, coalesce(c.pod_uid, ''), case when c.revived_at is null then c.requested_at end
 		from unnest($1::text[]) as n (name)
 		join reservations r on coalesce(nullif(r.pod_name, ''), 'gpu-dev-' || left(r.reservation_id, 8)) = n.name
+		left join expiry.cleanups c on c.reservation_id = r.reservation_id
 		order by 1, r.created_at, 2`, orNone(names))
 	if err != nil {
 		return nil, fmt.Errorf("look for the owners of %d pods: %w", len(names), err)
@@ -175,21 +206,26 @@ func (db *DB) PodCandidates(ctx context.Context, names []string) ([]PodCandidate
 // RecordRevived remembers of which reservations that are live a cleanup was asked for, and returns how many are new among
 // them. What was found out for such a cleanup, and done, says nothing about the reservation's next end.
 func (db *DB) RecordRevived(ctx context.Context, lease SweepLease) (int, error) {
-	var revived int64
+	var revived int
 	err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `
+		rows, err := tx.Query(ctx, `
 			update expiry.cleanups c set revived_at = clock_timestamp()
 			where c.reservation_id in (
 			    select k.reservation_id from expiry.cleanups k join reservations r using (reservation_id)
 			    where k.revived_at is null and `+isLive("r.status")+`
-			    for no key update of k skip locked)`) // whoever is at work on one sees for himself
-		revived = tag.RowsAffected()
+			    for no key update of k skip locked) -- whoever is at work on one sees for himself
+			returning c.reservation_id`)
+		var ids []string
+		if err == nil {
+			ids, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		}
 		if err != nil {
 			return fmt.Errorf("record which reservations came back to life: %w", err)
 		}
-		return nil
+		revived = len(ids)
+		return wakeCleanups(ctx, tx, ids)
 	})
-	return int(revived), err
+	return revived, err
 }
 
 // SeenPod is a pod that the cluster shows.
@@ -200,8 +236,8 @@ type SeenPod struct {
 
 // CleanUpAgain asks for the cleanup of an ended reservation of which a pod is still or again there, whether a cleanup
 // has settled before, is under way or never began, and records the pod as the reservation's: made after its cleanup was
-// asked for, it makes that begin anew. It reports false where the cleanup is under way with that pod, or the
-// reservation is live.
+// asked for, it makes that begin anew. It reports false where the cleanup is under way with that pod, the reservation is
+// live, or the pod was seen as another's.
 func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID string, p SeenPod, why string) (bool, error) {
 	var requested bool
 	err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
@@ -210,8 +246,15 @@ func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID 
 			select $2, r.reservation_id, $3, $4, $5 from reservations r
 			where r.reservation_id = $1 and r.status in ('expired', 'cancelled', 'failed')
 			on conflict do nothing`, reservationID, p.UID, p.Namespace, p.Name, p.Created)
+		var own bool
+		if err == nil {
+			err = tx.QueryRow(ctx, "select exists (select from expiry.pods where uid = $1 and reservation_id = $2)", p.UID, reservationID).Scan(&own)
+		}
 		if err != nil {
 			return fmt.Errorf("record the pod of %s: %w", reservationID, err)
+		}
+		if !own {
+			return nil
 		}
 		_, err = tx.Exec(ctx, `
 			update expiry.cleanups c set revived_at = clock_timestamp()
@@ -231,7 +274,10 @@ func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID 
 			where r.reservation_id = $1 and r.status in ('expired', 'cancelled', 'failed')
 			  and (`+endedAgain+` or not `+asked("r.reservation_id")+`)`, reservationID).Scan(&requested)
 		if err == nil {
-			return requestCleanup(ctx, tx, reservationID)
+			if err := requestCleanup(ctx, tx, reservationID); err != nil {
+				return err
+			}
+			return wakeCleanups(ctx, tx, []string{reservationID})
 		}
 		if errors.Is(err, pgx.ErrNoRows) {
 			return nil

@@ -150,9 +150,7 @@ func readRows(reads *pgx.Batch, ids []string, byID map[string]*Lifecycle) {
 		       r.reservation_id is null and c.reservation_id is null,
 		       case when r.reservation_id is null and c.reservation_id is null then clock_timestamp()
 		            when r.status in ('expired', 'cancelled', 'failed') then
-		           coalesce(r.reservation_ended,
-		                    case r.status when 'cancelled' then r.cancelled_at when 'failed' then r.failed_at end,
-		                    least(r.updated_at, c.requested_at)) end,
+		           coalesce(`+endWritten+`, least(r.updated_at, c.requested_at)) end,
 		       (select min(f.created_at) from expiry.follow_ups f
 		        where f.reservation_id = t.reservation_id and f.kind in ('warning', 'notice')),
 		       c.reservation_id is not null, coalesce(c.user_id, t.user_id, ''), coalesce(c.reason, ''), c.requested_at,

@@ -104,9 +104,12 @@ func scanBacklog(row pgx.CollectableRow) (Backlog, error) {
 	return b, nil
 }
 
-// unfinished selects the cleanups that are not done: begun and not settled, or asked for and not begun.
-const unfinished = `
-		    select reservation_id, requested_at as since, true as begun from expiry.cleanups where settled_at is null
+// unfinished selects the cleanups that are not done: begun and not settled, or asked for and not begun. Of a reservation
+// that is live again none is to be done.
+var unfinished = `
+		    select c.reservation_id, c.requested_at as since, true as begun
+		    from expiry.cleanups c left join reservations r using (reservation_id)
+		    where c.settled_at is null and (r.reservation_id is null or ` + isOver("r.status") + `)
 		    union all
 		    select f.reservation_id, f.created_at, false from expiry.follow_ups f
 		    where f.kind = 'cleanup' and f.state = 'due'

@@ -254,7 +254,7 @@ func ended(l postgres.Life) *End {
 	if r := l.Row; r != nil {
 		e.Reason, e.By = r.FailureReason, byOthers
 		for _, at := range []reservation.Instant{r.ReservationEnded, endedAs(*r)} {
-			if t, ok := at.Time(); ok && e.At.IsZero() {
+			if t, ok := at.Time(); ok && t.After(e.At) { // that of an earlier end may still stand
 				e.At = t
 			}
 		}

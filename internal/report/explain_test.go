@@ -185,6 +185,10 @@ func TestWhatComesNextAndWhy(t *testing.T) {
 		"its snapshot is waited for": {over(func(l *postgres.Life) {
 			l.FollowUps[3] = followUp(postgres.SnapshotSync, "intent", ahead(30*time.Second))
 		}), []string{"in 30s (12:31:30 UTC): snapshot is looked at"}},
+		"ended again, a volume set aside of its first life": {over(settled, func(l *postgres.Life) {
+			l.Cleanup.EndedAgain, l.Leftover = true, true
+			l.FollowUps = []postgres.FollowUpRecord{followUp(postgres.SnapshotSync, "intent", ahead(6*24*time.Hour))}
+		}), []string{"next tick: cleanup", "in 6d (2026-03-20 12:31:00 UTC): snapshot is looked at"}},
 		"settled": {over(settled), []string{"–: nothing"}},
 		"settled, a notice left": {over(settled, func(l *postgres.Life) {
 			l.FollowUps = append(l.FollowUps, followUp(postgres.Notice, id+"/c/1", ago(time.Second)))
@@ -222,6 +226,16 @@ func TestAPauseIsSaidOfWhatItHolds(t *testing.T) {
 		require.Contains(t, report.Explain(l, rules).Next[0].Why, "paused", name)
 	}
 	require.NotContains(t, report.Explain(over(pause), rules).Next[0].Why, "paused", "what was begun goes on")
+}
+
+func TestExplainGivesTheLatestEnd(t *testing.T) {
+	t.Parallel()
+	l := over(func(l *postgres.Life) {
+		l.Row.Status, l.Row.CancelledAt = reservation.Cancelled, at(ago(time.Minute))
+		l.Row.ReservationEnded = at(ago(3 * time.Hour)) // of its first life
+		l.Cleanup.Ended = ago(time.Minute)
+	})
+	require.Equal(t, ago(time.Minute), report.Explain(l, rules).Ended.At)
 }
 
 func TestAnEndIsOursOnlyWhereTheRowStillSaysSo(t *testing.T) {

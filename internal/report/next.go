@@ -126,7 +126,7 @@ func afterTheEnd(l postgres.Life, end *End) []Next {
 		return !f.Done && (f.Kind == postgres.Cleanup || f.Kind == postgres.SnapshotSync)
 	})
 	switch {
-	case c != nil && c.EndedAgain && !due:
+	case c != nil && c.EndedAgain && l.Leftover:
 		return []Next{{What: "cleanup", Why: "it has ended again since it was cleaned up: the next tick asks for a new one"}}
 	case c != nil && !c.SettledAt.IsZero() && !c.EndedAgain:
 		why := "it is cleaned up: " + cmp.Or(outcomes[c.Outcome], words(c.Outcome))

@@ -4,9 +4,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
@@ -113,4 +115,29 @@ func (w *world) ask(t *testing.T) {
 	_, err = w.db.RequestCleanups(t.Context(), lease, seen.Now, []string{w.id})
 	require.NoError(t, err)
 	w.exec(t, "update expiry.sweep_lease set expires_at = '-infinity'")
+}
+
+func TestAnOpenIntentOfAFormerLifeKeepsNoDiskLocked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.detach(t)
+	_, made, _, err := w.db.IntendSnapshot(t.Context(), w.id, uuid.New()) // and the process dies before it asks EC2
+	require.NoError(t, err)
+	require.True(t, made)
+	w.exec(t, "update reservations set status = 'active' where reservation_id = $1", w.id)
+	w.deliver(t, postgres.Cleanup)
+	require.Equal(t, postgres.Void, read[string](t, w, "select outcome from expiry.follow_ups where kind = 'cleanup'"))
+	_, err = w.cloud.DeleteVolume(t.Context(), &ec2.DeleteVolumeInput{VolumeId: &w.volume})
+	require.NoError(t, err)
+	w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp() where reservation_id = $1", w.id)
+	w.ask(t)
+	var last followup.Report
+	for range 20 {
+		if w.outcome(t) != "open" {
+			break
+		}
+		w.age(t, time.Hour)
+		last = w.deliver(t, postgres.Cleanup)
+	}
+	require.Equal(t, postgres.OutcomeLost, w.outcome(t), "after 20 hours: %+v, snapshots %s", last, w.snapshots(t))
 }

@@ -38,7 +38,10 @@ func cleanups(store leftoverStore) part {
 				continue
 			}
 			reason := fmt.Sprintf("it is %s and was never cleaned up", l.Status)
-			if l.Begun {
+			switch {
+			case l.Again:
+				reason = "it has ended again since its cleanup was asked for"
+			case l.Begun:
 				reason = "its cleanup is unfinished and nobody was asked to go on"
 			}
 			ids = append(ids, l.ReservationID)
@@ -89,7 +92,7 @@ func strays(store leftoverStore) part {
 			if what != "" {
 				pl.counts[what]++
 			}
-			if owner == nil || planned(p, owner.ReservationID, CleanUp) || owner.UnderWay && slices.Contains(owner.UIDs, one.UID) {
+			if owner == nil || planned(p, owner.ReservationID, CleanUp) || owner.CleansUp(one.UID, one.Created) {
 				continue
 			}
 			seen = append(seen, postgres.SeenPod{Namespace: one.Namespace, Name: one.Name, UID: one.UID, Created: one.Created})
