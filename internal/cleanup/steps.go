@@ -125,6 +125,7 @@ func (a *Action) try(ctx context.Context, d *delivery, s step) (again time.Durat
 		outcome = telemetry.Interrupted
 	default:
 		outcome = "error"
+		span.Set(telemetry.KeyCleanupFailed.String(string(s.name)))
 	}
 	span.End(outcome, err)
 	a.opts.Trace.Metrics.StepTried(ctx, string(s.name), outcome, a.opts.Now().Sub(began), before.Attempts+1, err == nil && again == 0)

@@ -3,6 +3,7 @@ package cleanup_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -71,6 +72,21 @@ func TestACleanupThatIsCalledOffHasNotFailed(t *testing.T) {
 	require.Equal(t, "interrupted", outcomes["disk"])
 }
 
+func TestAFailedStepIsFoundByItsName(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	said := w.traced(t)
+	w.stand(t)
+	w.request(t)
+	w.keep = func(postgres.CleanupRecord) (followup.Result, error) {
+		return followup.Result{}, errors.New("EC2 is away")
+	}
+	require.Equal(t, followup.StateFailed, w.deliver(t.Context(), t).State)
+	outcomes := said()
+	require.Equal(t, "disk", outcomes["failed disk"])
+	require.NotContains(t, outcomes, "failed pod")
+}
+
 func TestEachLineOfACleanupGivesItsReason(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -100,6 +116,9 @@ func (w *world) traced(t *testing.T) func() map[string]string {
 		outcomes := map[string]string{}
 		for _, s := range spans.GetSpans() {
 			for _, a := range s.Attributes {
+				if a.Key == telemetry.KeyCleanupFailed {
+					outcomes["failed "+a.Value.AsString()] = s.Name
+				}
 				if a.Key == telemetry.KeyReservationOutcome {
 					outcomes[s.Name] = a.Value.AsString()
 					if s.Status.Code == codes.Error {

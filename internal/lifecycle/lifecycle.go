@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,7 @@ type Options struct {
 	Viewer Viewer           // nil: what may have arrived is sent again
 	Lease  time.Duration    // 0: 1 minute. Longer than an export and two statements
 	Batch  int              // traces in one export; 0: 100
-	Within time.Duration    // how long a claim or a look may take; 0: 0.3 s
+	Within time.Duration    // how long a claim or a sweep's look may take; 0: 0.3 s
 	NewID  func() uuid.UUID // of leases; nil: random
 	Log    *slog.Logger     // nil: slog.Default
 }
@@ -118,7 +119,11 @@ func (w *Writer) batch(ctx context.Context, also []string) (written int, more bo
 	for i, l := range lives {
 		drafts[i] = newDraft(l)
 	}
-	w.lookUp(ctx, drafts)
+	within := w.opts.Within
+	if len(also) > 0 { // not a sweep
+		within = max(within, patience)
+	}
+	w.lookUp(ctx, within, drafts)
 	var records []telemetry.Record
 	for _, d := range drafts {
 		records = append(records, d.records...)
@@ -126,7 +131,7 @@ func (w *Writer) batch(ctx context.Context, also []string) (written int, more bo
 	failure := w.exporter.Export(ctx, records...)
 	marks := make([]postgres.TraceMark, len(drafts))
 	for i := range drafts {
-		marks[i] = conclude(&drafts[i], failure)
+		marks[i] = w.conclude(&drafts[i], failure)
 	}
 	if err := w.settle(ctx, token, marks); err != nil {
 		return 0, false, errors.Join(failure, err)
@@ -147,16 +152,24 @@ func newDraft(l postgres.Lifecycle) draft {
 	return d
 }
 
-// hold keeps a trace from being looked at again before the collector has had time to store what it may have taken.
-const hold = time.Minute
+const (
+	// hold keeps a trace from being looked at again before the collector has had time to store what it may have taken.
+	hold = time.Minute
+	// longHold is for one that is in doubt once more where nobody can look: it may be shown once more each time.
+	longHold = time.Hour
+	// patience is how long a look may take where no sweep waits for it.
+	patience = 3 * time.Second
+)
 
 // lookUp finds out what has arrived of the traces in doubt, and takes it off the drafts. A trace that cannot be looked
 // at is left for later.
-func (w *Writer) lookUp(ctx context.Context, drafts []draft) {
+func (w *Writer) lookUp(ctx context.Context, within time.Duration, drafts []draft) {
 	if w.opts.Viewer == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, w.opts.Within)
+	var unseen []string
+	var failure error
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	for i := range drafts {
 		d := &drafts[i]
@@ -165,6 +178,7 @@ func (w *Writer) lookUp(ctx context.Context, drafts []draft) {
 		}
 		seen, err := w.opts.Viewer.Trace(ctx, telemetry.TraceID(d.life.ID).String())
 		if err != nil && !fault.Is(err, fault.Gone) {
+			unseen, failure = append(unseen, d.life.ID), cmp.Or(failure, err)
 			d.records = nil
 			d.mark = postgres.TraceMark{ReservationID: d.life.ID, Written: d.life.Written, Doubtful: true, Pause: hold}
 			continue
@@ -181,15 +195,22 @@ func (w *Writer) lookUp(ctx context.Context, drafts []draft) {
 			return true
 		})
 	}
+	if failure != nil {
+		w.opts.Log.WarnContext(ctx, "traces are written later: Jaeger does not say what has arrived of them", "within", within, "reservations", unseen, "error", failure)
+	}
 }
 
 // conclude says what the export has made of a draft.
-func conclude(d *draft, failure error) postgres.TraceMark {
+func (w *Writer) conclude(d *draft, failure error) postgres.TraceMark {
+	pause := hold
+	if w.opts.Viewer == nil && d.life.Doubtful {
+		pause = longHold
+	}
 	switch {
 	case d.mark.Doubtful || len(d.records) == 0: // it was not exported
 		return d.mark
 	case errors.Is(failure, telemetry.ErrUnconfirmed):
-		return postgres.TraceMark{ReservationID: d.life.ID, Written: d.mark.Written, Doubtful: true, Pause: hold}
+		return postgres.TraceMark{ReservationID: d.life.ID, Written: d.mark.Written, Doubtful: true, Pause: pause}
 	case failure != nil:
 		return postgres.TraceMark{ReservationID: d.life.ID, Written: d.mark.Written}
 	}

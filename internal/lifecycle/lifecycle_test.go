@@ -1,8 +1,10 @@
 package lifecycle_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"gpudev.internal/reservation-expiry/internal/jaeger"
 	"gpudev.internal/reservation-expiry/internal/lifecycle"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/telemetry"
@@ -142,6 +145,24 @@ func TestAReasonIsWithThePhaseInWhichALifeEndedAndADiskIsHeldUntilItsLockIsFreed
 			}
 		}
 		require.Equal(t, want.held, held, want.last)
+	}
+}
+
+func TestADiskHeldForLongSaysSoInAWord(t *testing.T) {
+	t.Parallel()
+	for held, word := range map[string]string{"5 hours": "", "7 hours": "long"} {
+		w := newWorld(t)
+		id := w.live()
+		w.exec("update reservations set reservation_ended = clock_timestamp() - $2::interval where reservation_id = $1", id, held)
+		_, err := w.writer().Write(t.Context())
+		require.NoError(t, err)
+		seen, err := w.c.Trace(t.Context(), telemetry.TraceID(id).String())
+		require.NoError(t, err)
+		for _, s := range seen.Spans {
+			if s.Name == "disk held" {
+				require.Equal(t, word, s.Attributes["disk.held"], held)
+			}
+		}
 	}
 }
 
@@ -286,6 +307,55 @@ func TestOnlyAKillBeforeTheMarkOrALostAnswerWritesTwiceAndOnlyWhereNobodyCanLook
 			require.Equal(t, c.want, w.c.count(id))
 		})
 	}
+}
+
+func TestWhatMayHaveArrivedTwiceIsSentOnceAnHourWhereNobodyCanLook(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.live()
+	w.c.become(answersTooLate)
+	pause := func() (minutes int) {
+		w.timePasses()
+		_, err := w.writer().Write(t.Context())
+		require.Error(t, err)
+		require.NoError(t, w.raw.QueryRow(t.Context(), `
+			select round(extract(epoch from lease_expires_at - clock_timestamp()) / 60) from expiry.traces`).Scan(&minutes))
+		return minutes
+	}
+	require.Equal(t, []int{1, 60, 60}, []int{pause(), pause(), pause()})
+}
+
+// slow is a Jaeger that takes a second to answer.
+type slow struct{ *collector }
+
+func (s slow) Trace(ctx context.Context, traceID string) (jaeger.Trace, error) {
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < time.Second {
+		return jaeger.Trace{}, context.DeadlineExceeded
+	}
+	return s.collector.Trace(ctx, traceID)
+}
+
+func TestWhatASweepHasNoTimeToLookAtIsLookedAtByADelivery(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := w.live()
+	var log bytes.Buffer
+	looking := func(o *lifecycle.Options) {
+		o.Viewer, o.Within, o.Log = slow{w.c}, 900*time.Millisecond, slog.New(slog.NewTextHandler(&log, nil))
+	}
+	w.c.become(losesRequests)
+	_, err := w.writer().Write(t.Context())
+	require.Error(t, err)
+	w.c.become(takes)
+	w.timePasses()
+	_, err = w.writer(looking).Write(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, w.c.count(id))
+	require.Contains(t, log.String(), id)
+	w.timePasses()
+	_, err = w.writer(looking).Write(t.Context(), id)
+	require.NoError(t, err)
+	require.Equal(t, whole(), w.c.count(id))
 }
 
 func TestWhateverTheCollectorDoesEverySpanIsWrittenAndOnceWhereSomebodyCanLook(t *testing.T) {

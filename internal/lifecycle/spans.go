@@ -16,6 +16,9 @@ import (
 // Root is the name under which the root is remembered as written. Phases have their own names.
 const Root = "reservation"
 
+// heldLong is when somebody may ask for the disk, as the alert on unfinished cleanups does.
+const heldLong = 6 * time.Hour
+
 // Name is what a record is remembered by.
 func Name(r telemetry.Record) string { return cmp.Or(string(r.Phase), Root) }
 
@@ -130,6 +133,9 @@ func (s *story) cleanup() {
 		r := s.phase(telemetry.PhaseDiskHeld, s.ended, cmp.Or(c.DiskReleased, c.SettledAt), c.Outcome)
 		r.Reservation.Phase = telemetry.PhaseCleanup
 		r.Attributes = append(r.Attributes, telemetry.Volume(c.VolumeID, c.DiskName)...)
+		if r.End.Sub(r.Start) > heldLong {
+			r.Attributes = append(r.Attributes, telemetry.KeyDiskHeld.String("long"))
+		}
 	}
 	s.snapshot(c)
 	root := s.phase("", s.created, c.SettledAt, c.Outcome)

@@ -22,7 +22,9 @@ const (
 	KeySnapshotID          = attribute.Key("aws.ebs.snapshot_id")
 	KeyWarningLevel        = attribute.Key("warning.level") // minutes before the deadline
 	KeyCleanupStep         = attribute.Key("cleanup.step")
-	KeyAttempt             = attribute.Key("attempt") // 1 for the first
+	KeyCleanupFailed       = attribute.Key("cleanup.failed") // the step, where this attempt at it has failed: searches combine any spans' words
+	KeyDiskHeld            = attribute.Key("disk.held")      // "long" on the phase, where it lasted for over six hours
+	KeyAttempt             = attribute.Key("attempt")        // 1 for the first
 )
 
 // Attributes of the semantic conventions that the services set themselves.
