@@ -90,7 +90,7 @@ func sweepOnce(ctx context.Context, sh shell, flags sweepFlags) error {
 	}
 
 	sh.progress("sweeping …")
-	ctx, span := w.telemetry.StartDelivery(telemetry.WithDelivery(ctx, telemetry.Command()), "sweep", telemetry.Command()...)
+	ctx, span := w.telemetry.StartDelivery(telemetry.WithDelivery(ctx, telemetry.Command()), "sweep")
 	view, err := w.sweep(ctx, sh, cfg, request, flags.followUps, log)
 	span.End(string(view.Outcome), err)
 	if view.Outcome == "" { // it did not even begin

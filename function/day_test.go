@@ -108,6 +108,7 @@ func (d *day) process(more ...string) *process {
 	d.t.Helper()
 	environ := append(d.aws.Environ(),
 		"KUBECONFIG="+d.cluster.Kubeconfig, clockAhead+"="+d.ahead.String(), "HOME="+d.t.TempDir(), "BRAKE_MIN=100",
+		"AVAILABILITY_UPDATER_FUNCTION_NAME=updater",
 		"OTEL_EXPORTER_OTLP_ENDPOINT="+d.relay.URL, "OTEL_METRICS_EXPORTER=none",
 		"JAEGER_QUERY_URL="+stacktest.Env(d.t, "JAEGER_QUERY_URL"))
 	return startProcess(d.t, d.database, append(environ, more...)...)

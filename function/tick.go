@@ -25,7 +25,7 @@ func (h *handler) tick(untraced context.Context, t *taken) (any, error) {
 	}
 	t.dryRun = request.DryRun
 	cause := telemetry.Delivery(e, !h.warm.Swap(true))
-	ctx, span := h.telemetry.StartDelivery(telemetry.WithDelivery(telemetry.Extract(untraced, e), cause), "sweep", cause...)
+	ctx, span := h.telemetry.StartDelivery(telemetry.WithDelivery(telemetry.Extract(untraced, e), cause), "sweep")
 	t.trace = trace.SpanContextFromContext(ctx)
 	result, err := h.sweep(ctx, e.Type(), request)
 	if errors.Is(err, postgres.ErrLeaseLost) {

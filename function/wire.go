@@ -82,7 +82,7 @@ func newWorld(ctx context.Context, c config.Config, clock func() time.Time, log 
 			postgres.Cleanup:            cleanup.New(rest, cleanup.Options{Domain: c.Cloud.DomainName, Log: log, Trace: t}),
 			postgres.SnapshotSync:       snapshot.NewSync(disks, diskOptions),
 			postgres.SnapshotPurge:      snapshot.NewPurge(disks, diskOptions),
-			postgres.AvailabilityUpdate: availability.New(updater, log),
+			postgres.AvailabilityUpdate: availability.New(updater, availability.Options{Log: log, Trace: t}),
 		},
 		lives: newLives(db, t, c.Traces, log),
 	}, nil

@@ -7,6 +7,7 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
 // Invoker starts the platform's function; *aws.Lambda is one.
@@ -21,25 +22,36 @@ const payload = `{"source":"reservation-expiry"}`
 // one invocation clears it for all of them. Set again meanwhile, the mark stays for another one.
 type Action struct {
 	updater Invoker
-	log     *slog.Logger
+	opts    Options
+}
+
+// Options tune an Action. The zero value is right for production.
+type Options struct {
+	Log   *slog.Logger         // nil: slog.Default
+	Trace *telemetry.Telemetry // nil: none
 }
 
 // New returns an Action; a nil updater means that no function is configured.
-func New(updater Invoker, log *slog.Logger) *Action {
-	if log == nil {
-		log = slog.Default()
+func New(updater Invoker, opts Options) *Action {
+	if opts.Log == nil {
+		opts.Log = slog.Default()
 	}
-	return &Action{updater: updater, log: log}
+	if opts.Trace == nil {
+		opts.Trace = telemetry.Disabled()
+	}
+	return &Action{updater: updater, opts: opts}
 }
 
-// Handle has the function invoked once.
-func (a *Action) Handle(ctx context.Context, _ postgres.FollowUp) (followup.Result, error) {
+// Handle has the function invoked once. Being for all cleanups, that is in no reservation's trace.
+func (a *Action) Handle(ctx context.Context, _ postgres.FollowUp) (result followup.Result, err error) {
 	if a.updater == nil {
 		return followup.Done("skipped"), nil
 	}
+	ctx, span := a.opts.Trace.StartDelivery(ctx, string(postgres.AvailabilityUpdate))
+	defer func() { span.End(result.Outcome, err) }()
 	if err := a.updater.Invoke(ctx, []byte(payload)); err != nil {
 		return followup.Result{}, err
 	}
-	a.log.InfoContext(ctx, "availability updater invoked")
+	a.opts.Log.InfoContext(ctx, "availability updater invoked", "reason", "a cleanup has freed a GPU")
 	return followup.Done("invoked"), nil
 }

@@ -9,12 +9,15 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"gpudev.internal/reservation-expiry/internal/availability"
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/stacktest"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
 // updater counts its invocations; during runs within one.
@@ -38,6 +41,11 @@ func (u *updater) Invoke(context.Context, []byte) error {
 
 func newRunner(t *testing.T, u availability.Invoker) (*postgres.DB, *followup.Runner) {
 	t.Helper()
+	return newTracedRunner(t, u, nil)
+}
+
+func newTracedRunner(t *testing.T, u availability.Invoker, tel *telemetry.Telemetry) (*postgres.DB, *followup.Runner) {
+	t.Helper()
 	url := stacktest.Database(t)
 	db, err := postgres.Open(t.Context(), stacktest.AsService(t, url), postgres.Options{})
 	require.NoError(t, err)
@@ -52,7 +60,7 @@ func newRunner(t *testing.T, u availability.Invoker) (*postgres.DB, *followup.Ru
 		require.NoError(t, err)
 	}
 	quiet := slog.New(slog.DiscardHandler)
-	actions := map[postgres.FollowUpKind]followup.Action{postgres.AvailabilityUpdate: availability.New(u, quiet)}
+	actions := map[postgres.FollowUpKind]followup.Action{postgres.AvailabilityUpdate: availability.New(u, availability.Options{Log: quiet, Trace: tel})}
 	return db, followup.NewRunner(db, actions, followup.Options{Log: quiet})
 }
 
@@ -117,6 +125,28 @@ func TestAFailedInvocationKeepsTheMark(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, followup.StateFailed, report.State)
 	require.Contains(t, report.Error, "throttled")
+}
+
+func TestAnInvocationIsATraceOfItsOwnThatLeadsToWhoAsked(t *testing.T) {
+	t.Parallel()
+	spans := tracetest.NewInMemoryExporter()
+	tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Spans: spans})
+	require.NoError(t, err)
+	u := &updater{err: errors.New("throttled")}
+	db, runner := newTracedRunner(t, u, tel)
+	mark(t, db, "a")
+	const asked = "00-000102030405060708090a0b0c0d0e0f-0102030405060708-01"
+	cause := []attribute.KeyValue{attribute.String("faas.trigger", "pubsub")}
+	ctx := telemetry.WithDelivery(telemetry.WithTraceParent(t.Context(), asked), cause)
+	_, err = runner.Run(ctx, postgres.AvailabilityUpdate, event.AvailabilityKey)
+	require.NoError(t, err)
+	require.NoError(t, tel.Flush(t.Context()))
+	require.Len(t, spans.GetSpans(), 1)
+	update := spans.GetSpans()[0]
+	require.Equal(t, "availability.update", update.Name)
+	require.False(t, update.Parent.IsValid(), "whoever asked may never be exported")
+	require.Equal(t, asked[3:35], update.Links[0].SpanContext.TraceID().String())
+	require.Subset(t, update.Attributes, append(cause, telemetry.KeyDeliveryOutcome.String("error")))
 }
 
 func TestWithoutAFunctionTheUpdateIsSkipped(t *testing.T) {

@@ -1,5 +1,5 @@
-// Package instrument puts spans around the calls of client libraries. Such a span is made only below another
-// one: a probe or a token refresh is nobody's work.
+// Package instrument puts spans around the calls of client libraries. Such a span is made only below another one that
+// this process records: a probe or a token refresh is nobody's work, and one of another process may never be exported.
 package instrument
 
 import (
@@ -69,12 +69,30 @@ func Kubernetes(p Providers) func(http.RoundTripper) http.RoundTripper {
 func AWS(p Providers, cfg aws.Config) aws.Config {
 	cfg = cfg.Copy()
 	otelaws.AppendMiddlewares(&cfg.APIOptions,
-		otelaws.WithTracerProvider(p.TracerProvider()),
+		otelaws.WithTracerProvider(below{p.TracerProvider()}),
 		otelaws.WithTextMapPropagator(propagation.NewCompositeTextMapPropagator()), // AWS has no use for our trace ids
 		otelaws.WithAttributeBuilder(otelaws.DefaultAttributeBuilder),
 	)
 	cfg.APIOptions = append(cfg.APIOptions, goneFromAWS)
 	return cfg
+}
+
+// below makes tracers for a library that has no filter of its own.
+type below struct{ trace.TracerProvider }
+
+// Tracer implements trace.TracerProvider.
+func (b below) Tracer(name string, options ...trace.TracerOption) trace.Tracer {
+	return belowTracer{b.TracerProvider.Tracer(name, options...)}
+}
+
+type belowTracer struct{ trace.Tracer }
+
+// Start implements trace.Tracer.
+func (b belowTracer) Start(ctx context.Context, name string, options ...trace.SpanStartOption) (context.Context, trace.Span) {
+	if !trace.SpanFromContext(ctx).IsRecording() {
+		return ctx, noop.Span{}
+	}
+	return b.Tracer.Start(ctx, name, options...)
 }
 
 func transport(p Providers, next http.RoundTripper, name func(string, *http.Request) string) http.RoundTripper {

@@ -75,7 +75,7 @@ func newService(w *world) *service {
 		}, cleanup.Options{Domain: zone, Interval: 3 * time.Second, Now: w.now, Sleep: sleep, Tracks: inTurn, Log: log}),
 		postgres.SnapshotSync:       snapshot.NewSync(world, disks),
 		postgres.SnapshotPurge:      snapshot.NewPurge(world, disks),
-		postgres.AvailabilityUpdate: availability.New(aws, log),
+		postgres.AvailabilityUpdate: availability.New(aws, availability.Options{Log: log}),
 	}, followup.Options{NewID: w.uuid, Jitter: func() float64 { return 0 }, Log: log})
 	build := event.Builder{Now: w.now}
 	s.dispatcher = dispatch.New(s.store, build, sink{w, w.bus.send}, dispatch.Options{AtOnce: 1, Log: log})

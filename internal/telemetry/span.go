@@ -69,9 +69,11 @@ type Span struct {
 	outcomeKey attribute.Key
 }
 
-// StartDelivery starts a trace of its own for one delivery or command, a sweep above all. It links to the span
-// in ctx (Extract) that asked for it.
+// StartDelivery starts a trace of its own for one delivery or command, a sweep above all, or for work that is of no
+// reservation's life. It links to the span in ctx (Extract) that asked for it.
 func (t *Telemetry) StartDelivery(ctx context.Context, name string, attrs ...attribute.KeyValue) (context.Context, *Span) {
+	cause, _ := ctx.Value(deliveryKey{}).([]attribute.KeyValue)
+	attrs = slices.Concat(cause, attrs)
 	return t.start(ctx, name, KeyDeliveryOutcome, attrs, trace.WithNewRoot(), linkTo(ctx), trace.WithSpanKind(trace.SpanKindConsumer))
 }
 
@@ -184,7 +186,8 @@ type (
 	deliveryKey    struct{}
 )
 
-// WithDelivery has every span of a reservation that is started below carry the event that caused it (Delivery).
+// WithDelivery has every delivery and every span of a reservation that is started below carry the event that caused it
+// (Delivery).
 func WithDelivery(ctx context.Context, attrs []attribute.KeyValue) context.Context {
 	return context.WithValue(ctx, deliveryKey{}, attrs)
 }
