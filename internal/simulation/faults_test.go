@@ -103,6 +103,9 @@ var errDead = fault.Errorf(fault.Transient, "the process is dead")
 
 // call is one call to the outside. effect is what it does there.
 func (w *world) call(ctx context.Context, service, what string, effect func() error) error {
+	if w.atOnce != nil {
+		return w.atOnce(effect)
+	}
 	p := processOf(ctx)
 	if p.dead {
 		return errDead

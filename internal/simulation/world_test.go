@@ -33,6 +33,7 @@ type world struct {
 	quiet    bool // nothing goes wrong any more
 	history  []string
 	sabotage string
+	atOnce   func(effect func() error) error // takes every call, where nobody waits for a turn; else nil
 }
 
 // appointment is something that will happen.
