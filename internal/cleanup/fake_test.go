@@ -133,8 +133,8 @@ func (o *outside) Account(context.Context) (disk.Account, error) { return o.acco
 
 func (o *outside) ListServices(_ context.Context, namespace string) (services []pod.Service, err error) {
 	err = o.do("list services "+namespace, func() error {
-		for _, s := range o.services {
-			if s.Namespace == namespace && !o.unlisted {
+		for _, key := range keys(o.services) {
+			if s := o.services[key]; s.Namespace == namespace && !o.unlisted {
 				services = append(services, s)
 			}
 		}
