@@ -21,10 +21,9 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	id := postgres.Identity{VolumeID: c.VolumeID, DiskName: c.DiskName}
+	id := postgres.Identity{DiskName: c.DiskName}
 	var volumes []pod.PersistentVolume
-	var onHome string
-	var undecided []string
+	n := named{row: c.VolumeID, former: c.FormerVolume}
 	outcome, said := done, []string{why}
 	if p == nil {
 		outcome = missing
@@ -37,62 +36,43 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 		if volumes, err = a.volumesOf(ctx, *p); err != nil {
 			return result{}, err
 		}
-		onHome, undecided = p.HomeVolume(volumes)
+		n.home, n.pod = p.HomeVolume(volumes)
 	}
-	name, held, err := a.Store.DiskOf(ctx, c.ReservationID, c.UserID, cmp.Or(id.VolumeID, onHome))
+	name, held, err := a.Store.DiskOf(ctx, c.ReservationID, c.UserID, cmp.Or(n.row, n.home))
 	if err != nil {
 		return result{}, err
 	}
 	id.DiskName = cmp.Or(id.DiskName, name)
-	from := "the row"
-	misnamed, err := a.misnamed(ctx, disk.Key{User: c.UserID, Name: id.DiskName}, id.VolumeID, onHome)
+	if p != nil || c.Launched || c.Status == reservation.Failed { // what waited in the queue has written to none
+		n.disk = held
+	}
+	v, err := a.which(ctx, disk.Key{User: c.UserID, Name: id.DiskName}, n)
 	if err != nil {
 		return result{}, err
 	}
-	if misnamed {
-		said = append(said, fmt.Sprintf("the row names volume %s", id.VolumeID))
-		id.VolumeID, id.Misnamed = "", id.VolumeID
+	id.VolumeID, id.Misnamed, id.Last = v.id, v.misnamed, v.last
+	if v.misnamed != "" {
+		said = append(said, fmt.Sprintf("the row names volume %s", v.misnamed))
 	}
-	if id.VolumeID == "" {
-		id.VolumeID, from = onHome, "the pod"
-	}
-	switch former := c.FormerVolume; {
-	case id.VolumeID != "" || former == "":
-	case held != "" && held != former:
-		undecided = append(undecided, former, held)
-	case len(undecided) == 0 || slices.Contains(undecided, former):
-		id.VolumeID, from = former, "its former life"
-	}
-	if id.VolumeID == "" && c.FormerVolume == "" && (p != nil || c.Launched || c.Status == reservation.Failed) { // what waited in the queue has written to none
-		id.VolumeID, from = held, "the disk"
-	}
-	if id.VolumeID == "" && len(undecided) > 0 {
-		id.VolumeID, undecided, err = a.byTags(ctx, disk.Key{User: c.UserID, Name: id.DiskName}, undecided)
-		if err != nil {
-			return result{}, err
-		}
-		from = "its tags, or as the only one"
-	}
-	if id.VolumeID == "" && len(undecided) == 0 {
-		id.VolumeID, from = c.FormerVolume, "its former life" // the keeper says what has become of it
-	}
-	for _, v := range volumes {
-		if v.VolumeID == id.VolumeID {
-			id.ClaimName, id.ClaimUID, id.PVName, id.PVUID = v.ClaimName, v.ClaimUID, v.Name, v.UID
+	for _, pv := range volumes {
+		if pv.VolumeID == v.id {
+			id.ClaimName, id.ClaimUID, id.PVName, id.PVUID = pv.ClaimName, pv.ClaimUID, pv.Name, pv.UID
 		} else {
-			said = append(said, fmt.Sprintf("the pod also has volume %s (%s)", v.VolumeID, v.Name))
+			said = append(said, fmt.Sprintf("the pod also has volume %s (%s)", pv.VolumeID, pv.Name))
 		}
 	}
 	switch {
-	case id.VolumeID != "":
-		said = append(said, fmt.Sprintf("volume %s by %s", id.VolumeID, from))
-		if c.FormerVolume != "" && c.FormerVolume != id.VolumeID {
+	case v.id != "":
+		said = append(said, fmt.Sprintf("volume %s by %s", v.id, v.from))
+		if c.FormerVolume != "" && c.FormerVolume != v.id {
 			a.opts.Log.WarnContext(ctx, "a volume of the reservation's former life is left as it is", "volume", c.FormerVolume)
 			said = append(said, fmt.Sprintf("volume %s of its former life is left as it is", c.FormerVolume))
 		}
-	case len(undecided) > 0:
-		d.unclear = "cannot tell on which of its volumes the pod had the user's home: " + strings.Join(undecided, ", ")
+	case len(v.undecided) > 0:
+		d.unclear = "cannot tell on which of its volumes the pod had the user's home: " + strings.Join(v.undecided, ", ")
 		outcome, said = unclear, []string{d.unclear}
+	case v.last != "":
+		said = append(said, fmt.Sprintf("volume %s is no disk's any more", v.last))
 	default:
 		said = append(said, "no volume is known")
 	}
@@ -222,59 +202,6 @@ func (a *Action) volumesOf(ctx context.Context, p pod.Pod) ([]pod.PersistentVolu
 		}
 	}
 	return volumes, nil
-}
-
-// byTags returns the one of several volumes that is the disk by its tags, or as the only one where none has those; else
-// undecided are the volumes that may be it, as far as EC2 knows them.
-func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string) (id string, undecided []string, err error) {
-	var volumes []disk.Volume
-	for _, id := range slices.Compact(slices.Sorted(slices.Values(ids))) {
-		v, err := a.EC2.DescribeVolume(ctx, id)
-		gone, err := a.home.Gone(ctx, err)
-		if err != nil {
-			return "", nil, err
-		}
-		if !gone {
-			volumes = append(volumes, v)
-		}
-	}
-	id, undecided = k.Choose(volumes)
-	if id != "" || len(volumes) != 1 || len(undecided) != 1 || k.User == "" || k.Name == "" {
-		return id, undecided, nil
-	}
-	tagged, err := a.EC2.FindVolumes(ctx, k.Tags())
-	if err != nil {
-		return "", nil, err
-	}
-	for _, v := range tagged {
-		undecided = append(undecided, v.ID)
-	}
-	if len(tagged) == 0 {
-		return volumes[0].ID, nil, nil
-	}
-	return "", undecided, nil
-}
-
-// misnamed reports whether the row names a volume that is not the disk, since the pod has the user's home on another. So
-// it is not where the tags speak for the named one alone, or say that the other is somebody else's.
-func (a *Action) misnamed(ctx context.Context, k disk.Key, named, onHome string) (bool, error) {
-	if named == "" || onHome == "" || named == onHome {
-		return false, nil
-	}
-	var volumes [2]disk.Volume // one that is gone has no tags
-	for i, id := range []string{named, onHome} {
-		v, err := a.EC2.DescribeVolume(ctx, id)
-		gone, err := a.home.Gone(ctx, err)
-		switch {
-		case err != nil:
-			return false, err
-		case gone && id == onHome:
-			return false, nil
-		case !gone:
-			volumes[i] = v
-		}
-	}
-	return k.Others(volumes[1]) == "" && (!k.Named(volumes[0]) || k.Named(volumes[1])), nil
 }
 
 // nameDisk learns the disk's name from its volume's tags where nothing else has told it.

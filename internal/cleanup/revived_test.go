@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -227,4 +228,66 @@ func TestAPodSeenAsAnothersIsNotAnnouncedAtEachTick(t *testing.T) {
 		w.deliver(t.Context(), t)
 	}
 	require.LessOrEqual(t, w.facts(t, "dev.gpudev.reservation.cleanedUp.v1"), 2)
+}
+
+// The first life's volume is gone, and nothing names the second one's but its tags.
+func TestAFormerVolumeThatIsGoneDoesNotHideTheOneWithTheDisksTags(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{"there is one": secondVolume, "there is none": volume} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.stand(t)
+			w.nameNoVolume(t)
+			w.keep = func(postgres.CleanupRecord) (followup.Result, error) { return followup.LookAgain(time.Minute), nil }
+			w.request(t)
+			w.deliver(t.Context(), t)
+			w.exec(t, "update reservations set status = 'active'")
+			w.deliver(t.Context(), t)
+			w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp()")
+			if want == secondVolume {
+				w.tagged = []disk.Volume{{ID: secondVolume, CreatedAt: w.now().Add(-10 * time.Minute), Tags: disk.Key{User: "alice", Name: "default"}.Tags()}}
+			}
+			w.before = func(call string) error {
+				if call == "describe volume "+volume {
+					return fault.Errorf(fault.Gone, "no volume %s", volume)
+				}
+				return nil
+			}
+			w.calls = nil
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.True(t, w.made("keep "+want), "%s; %v", w.step(t, postgres.StepIdentify), w.calls)
+		})
+	}
+}
+
+func TestAVolumeSetAsideIsNotTheDiskThoughTheRowNamesIt(t *testing.T) {
+	t.Parallel()
+	for name, left := range map[string]string{
+		"the pod has another":    "",
+		"the disk names another": `update disks set ebs_volume_id = '` + secondVolume + `'`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.stand(t)
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+			w.exec(t, `insert into expiry.snapshots (intent_id, user_id, disk_name, volume_id, state, volume_aside_at)
+				values (gen_random_uuid(), 'alice', 'default', $1, 'completed', now())`, volume)
+			w.tagged = []disk.Volume{{ID: volume, Tags: disk.Key{User: "alice", Name: "default"}.Tags()}, {ID: secondVolume}}
+			w.secondLife(t)
+			require.True(t, w.seePod(t))
+			if left != "" {
+				w.exec(t, left)
+				delete(w.pods, podKey)
+			}
+			w.calls = nil
+			w.deliver(t.Context(), t)
+			require.True(t, w.made("keep "+secondVolume), w.step(t, postgres.StepIdentify))
+			require.Equal(t, volume, read[string](t, w, "select misnamed_volume_id from expiry.cleanups"))
+		})
+	}
 }

@@ -12,9 +12,10 @@ import (
 )
 
 // seekVolume looks, by the platform's tags, for the volume of a reservation that ran with a disk and of whose volume
-// neither row nor pod knows. What it finds is recorded; none says, for people, that there is no volume. Where EC2 has some
-// of which it cannot be shown that one is the reservation's, that is an error and the disk stays locked, unless that is
-// in other hands: then over says so and its part is settled.
+// neither row nor pod knows. What it finds is recorded, else the one that it had before and that is no disk's any more;
+// none says, for people, that there is no volume. Where EC2 has some of which it cannot be shown that one is the
+// reservation's, that is an error and the disk stays locked, unless that is in other hands: then over says so and its part
+// is settled.
 func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over postgres.DiskVerdict, err error) {
 	c := d.record
 	if identified := d.steps[postgres.StepIdentify]; identified.Outcome == unclear {
@@ -25,44 +26,37 @@ func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over
 			"%s; all are kept and the disk stays locked until ebs_volume_id of the reservation's row names one", d.unclear))
 		return "", over, err
 	}
-	if !c.Launched || c.DiskName == "" || c.UserID == "" {
-		return "no volume is known", "", nil
-	}
-	found, err := a.EC2.FindVolumes(ctx, disk.Key{User: c.UserID, Name: c.DiskName}.Tags())
-	if err != nil {
-		return "", "", err
-	}
-	if _, err := a.home.Account(ctx); err != nil { // another's would have none
-		return "", "", err
-	}
-	var ids []string
-	for _, v := range found {
-		ids = append(ids, v.ID)
-	}
-	aside, err := a.Store.VolumesSetAside(ctx, ids)
-	if err != nil {
-		return "", "", err
-	}
-	found = slices.DeleteFunc(found, func(v disk.Volume) bool {
-		return v.State == disk.VolumeDeleting || v.State == disk.VolumeDeleted || slices.Contains(aside, v.ID)
-	})
-	switch {
-	case len(found) == 0:
-		return "EC2 has no volume with its tags", "", nil
-	case len(found) == 1 && hadVolume(c, found[0]):
-		a.opts.Log.WarnContext(ctx, "volume found by its tags alone", "volume", found[0].ID, "disk", c.DiskName, "user", c.UserID)
-		if err := a.Store.RecordIdentity(ctx, d.id, postgres.Identity{VolumeID: found[0].ID}, done, ""); err != nil {
+	none = "no volume is known"
+	var found []disk.Volume
+	if c.Launched && c.DiskName != "" && c.UserID != "" {
+		none = "EC2 has no volume with its tags"
+		if found, err = a.tagged(ctx, disk.Key{User: c.UserID, Name: c.DiskName}); err != nil {
 			return "", "", err
 		}
-		return "", "", a.reload(ctx, d)
+		if _, err := a.home.Account(ctx); err != nil { // another's would have none
+			return "", "", err
+		}
 	}
-	ids = ids[:0]
-	for _, v := range found {
-		ids = append(ids, v.ID)
+	switch {
+	case len(found) == 0 && c.FormerVolume == "":
+		return none, "", nil
+	case len(found) == 0: // the keeper says what has become of it
+		return "", "", a.take(ctx, d, c.FormerVolume)
+	case len(found) == 1 && hadVolume(c, found[0]):
+		a.opts.Log.WarnContext(ctx, "volume found by its tags alone", "volume", found[0].ID, "disk", c.DiskName, "user", c.UserID)
+		return "", "", a.take(ctx, d, found[0].ID)
 	}
 	over, err = a.locked(ctx, d, fault.Errorf(fault.Conflict,
-		"cannot tell which volume disk %q of %s was on: EC2 has %s with its tags; the disk stays locked", c.DiskName, c.UserID, strings.Join(ids, ", ")))
+		"cannot tell which volume disk %q of %s was on: EC2 has %s with its tags; the disk stays locked", c.DiskName, c.UserID, strings.Join(idsOf(found), ", ")))
 	return "", over, err
+}
+
+// take records that a volume is the disk.
+func (a *Action) take(ctx context.Context, d *delivery, volume string) error {
+	if err := a.Store.RecordIdentity(ctx, d.id, postgres.Identity{VolumeID: volume}, done, ""); err != nil {
+		return err
+	}
+	return a.reload(ctx, d)
 }
 
 // locked is the error why, unless the disk is in other hands: then over says so, and its part is settled.

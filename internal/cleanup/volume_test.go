@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -292,4 +293,45 @@ func TestAPodsOnlyVolumeIsNotTheDiskWhereTheTagsNameAnother(t *testing.T) {
 	w.deliver(t.Context(), t)
 	require.False(t, w.made("keep "+volume))
 	require.Equal(t, "open", w.outcome(t))
+}
+
+func TestAVolumeSetAsideLeavesAPodItsOnlyVolumeThoughItHasTheTags(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.nameNoVolume(t)
+	w.tagged = []disk.Volume{{ID: volume}, {ID: secondVolume, Tags: disk.Key{User: "alice", Name: "default"}.Tags()}}
+	w.exec(t, setAside)
+	p := w.pods[podKey]
+	p.HomeClaim = ""
+	w.pods[podKey] = p
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.True(t, w.made("keep "+volume), w.step(t, postgres.StepDisk))
+}
+
+func TestWhatTheRowAloneNamesIsKeptWhateverHasBecomeOfIt(t *testing.T) {
+	t.Parallel()
+	for name, there := range map[string]bool{"gone": false, "set aside, and there": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.reserve(t, id)
+			w.exec(t, "update disks set ebs_volume_id = null")
+			w.exec(t, "update reservations set ebs_volume_id = $1", secondVolume)
+			w.exec(t, setAside)
+			w.before = func(call string) error {
+				if !there && call == "describe volume "+secondVolume {
+					return fault.Errorf(fault.Gone, "no volume %s", secondVolume)
+				}
+				return nil
+			}
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.True(t, w.made("keep "+secondVolume), "the keeper says what has become of it")
+			again, err := w.db.EnsureCleanup(t.Context(), id)
+			require.NoError(t, err)
+			require.False(t, again)
+		})
+	}
 }

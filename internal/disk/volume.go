@@ -44,6 +44,9 @@ func (k Key) Choose(volumes []Volume) (id string, undecided []string) {
 	return "", undecided
 }
 
+// Deleting reports whether EC2 is about to forget the volume.
+func (v Volume) Deleting() bool { return v.State == VolumeDeleting || v.State == VolumeDeleted }
+
 // WriterGone reports whether nothing can write to the volume any more, and why it cannot be said where not.
 // Only EC2 knows: a pod that answers 404 may still run on a node that nobody can reach.
 func WriterGone(v Volume) (gone bool, reason string) {

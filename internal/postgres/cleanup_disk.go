@@ -87,7 +87,8 @@ type heldDisk struct {
 	taken          bool // by a live reservation
 }
 
-// disksHeldBy locks and returns the disks that are in use by the reservation.
+// disksHeldBy locks and returns the disks that are in use by the reservation, but for those on a volume that are not the
+// cleanup's: that begins anew for each of them.
 func disksHeldBy(ctx context.Context, tx pgx.Tx, reservationID string) ([]heldDisk, error) {
 	rows, err := tx.Query(ctx, `
 		select d.disk_id::text, d.user_id, d.disk_name, exists (
@@ -95,6 +96,8 @@ func disksHeldBy(ctx context.Context, tx pgx.Tx, reservationID string) ([]heldDi
 		           where l.reservation_id <> $1 and `+hasDisk("d.user_id", "d.disk_name", volumeIn("d.ebs_volume_id"), setOf("$1"))+`)
 		from disks d
 		where d.reservation_id = $1 and d.in_use
+		  and not (`+volumeIn("d.ebs_volume_id")+` is not null and exists (
+		           select from expiry.cleanups c where c.reservation_id = $1 and c.disk_name <> d.disk_name))
 		for update of d`, reservationID)
 	if err != nil {
 		return nil, fmt.Errorf("lock the disk of %s: %w", reservationID, err)
@@ -125,13 +128,16 @@ func releaseDisk(ctx context.Context, tx pgx.Tx, reservationID string, d heldDis
 }
 
 // DiskOf returns the name of the disk that a cleanup is about, and the volume that the platform keeps it on, from the
-// disks table: the one whose lock the reservation holds, else the one on the given volume. Each is empty where unknown.
+// disks table: the one whose lock the reservation holds, of several that which the cleanup names, else the one on the
+// given volume. Each is empty where unknown.
 func (db *DB) DiskOf(ctx context.Context, reservationID, userID, volumeID string) (name, volume string, err error) {
 	found, _, err := first(query(ctx, db, pgx.RowTo[[]string], `
 		select array[disk_name, coalesce(`+volumeIn("ebs_volume_id")+`, '')]
 		from disks
 		where (reservation_id = $1 or `+volumeIn("ebs_volume_id")+` = $3) and ($2 = '' or user_id = $2)
-		order by (reservation_id = $1) desc nulls last limit 1`, reservationID, userID, volumeID))
+		order by (reservation_id = $1) desc nulls last,
+		         disk_name = (select c.disk_name from expiry.cleanups c where c.reservation_id = $1) desc nulls last
+		limit 1`, reservationID, userID, volumeID))
 	if err != nil {
 		return "", "", fmt.Errorf("look for the disk of %s: %w", reservationID, err)
 	}

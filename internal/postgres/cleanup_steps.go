@@ -137,7 +137,8 @@ func (db *DB) RecordIdentity(ctx context.Context, reservationID string, id Ident
 			set namespace   = coalesce(nullif($2, ''), namespace),   pod_name   = coalesce(nullif($3, ''), pod_name),
 			    pod_uid     = coalesce(nullif($4, ''), pod_uid),     node_name  = coalesce(nullif($5, ''), node_name),
 			    instance_id = coalesce(nullif($6, ''), instance_id), claim_name = coalesce(nullif($7, ''), claim_name),
-			    pv_name     = coalesce(nullif($8, ''), pv_name),     volume_id  = coalesce(nullif($9, ''), volume_id),
+			    pv_name     = coalesce(nullif($8, ''), pv_name),     volume_id  = coalesce(nullif($9, ''), nullif(volume_id, $13)),
+			    former_volume_id = coalesce(nullif($14, ''), former_volume_id),
 			    misnamed_volume_id = coalesce(nullif($13, ''), misnamed_volume_id),
 			    claim_uid   = coalesce(nullif($11, ''), claim_uid),  pv_uid     = coalesce(nullif($12, ''), pv_uid),
 			    disk_name   = coalesce(disk_name, nullif($10, '')),
@@ -145,7 +146,7 @@ func (db *DB) RecordIdentity(ctx context.Context, reservationID string, id Ident
 			    content_key = case when former_volume_id <> $9 and pod_gone_at is null then null else content_key end
 			where reservation_id = $1`,
 			reservationID, id.Namespace, id.PodName, id.PodUID, id.NodeName, id.InstanceID, id.ClaimName, id.PVName, id.VolumeID, id.DiskName,
-			id.ClaimUID, id.PVUID, id.Misnamed)
+			id.ClaimUID, id.PVUID, id.Misnamed, id.Last)
 		if err != nil {
 			return fmt.Errorf("record what stood behind %s: %w", reservationID, err)
 		}

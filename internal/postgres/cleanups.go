@@ -58,7 +58,7 @@ type CleanupRecord struct {
 	Launched      bool
 	NamedPod      string // columns pod_name and namespace of the row
 	RowNamespace  string
-	FormerVolume  string // of an earlier life, not kept when the cleanup began anew
+	FormerVolume  string // of an earlier life, not kept when the cleanup began anew, or the last one named, no disk's any more
 	VolumeUnsaid  bool   // VolumeID is what the row says now, which the cleanup has not recorded
 
 	DiskSize             string // as `du` says it

@@ -218,6 +218,23 @@ func TestADiskIsReleasedOnlyByTheHolderOfItsLock(t *testing.T) {
 	})
 }
 
+func TestADiskThatIsNotTheCleanupsIsNotReleasedWithItsVolume(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, db *postgres.DB) {
+		exec(t, db, "insert into reservations (reservation_id, user_id, status, disk_name) values ('r', 'alice', 'cancelled', 'mine')")
+		exec(t, db, `insert into disks (user_id, disk_name, in_use, reservation_id, ebs_volume_id)
+			values ('alice', 'former', true, 'r', 'vol-0123abcd'), ('alice', 'mine', true, 'r', null), ('alice', 'none', true, 'r', null)`)
+		_, err := db.EnsureCleanup(t.Context(), "r")
+		require.NoError(t, err)
+		name, volume, err := db.DiskOf(t.Context(), "r", "alice", "")
+		require.NoError(t, err)
+		require.Equal(t, []string{"mine", ""}, []string{name, volume}, "of several the one that it names")
+		_, err = db.FinishWithoutVolume(t.Context(), "r", "no volume")
+		require.NoError(t, err)
+		require.Equal(t, "former", text(t, db, "select string_agg(disk_name, ',') from disks where in_use"))
+	})
+}
+
 func TestADiskIsFoundByItsLockOrItsVolume(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, db *postgres.DB) {

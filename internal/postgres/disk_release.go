@@ -10,6 +10,7 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/event"
+	"gpudev.internal/reservation-expiry/internal/fault"
 )
 
 // RecordDetach records, before EC2 is asked, that the volume is about to be detached, plainly or by force. Plain ones
@@ -110,22 +111,30 @@ func (db *DB) ReleaseDisk(ctx context.Context, s SnapshotRecord, fate VolumeFate
 // platform's is under way. Nothing is lost where the volume was deleted beside a snapshot that holds it, by an earlier
 // cleanup or before this one began again: then the disk is just released. confirm is called under the disk's lock and
 // fails where the volume is there after all. While a snapshot of the cleanup's may yet complete the verdict is DiskBusy.
+// A disk whose row names another volume is not freed, for people to look: that is a permanent error.
 func (db *DB) SettleLost(ctx context.Context, reservationID, detail string, confirm func(context.Context) error) (lost bool, verdict DiskVerdict, err error) {
 	verdict, err = db.underDisk(ctx, reservationID, func(ctx context.Context, tx pgx.Tx, d lockedDisk) error {
 		var hope bool
+		var another string
 		err := tx.QueryRow(ctx, `
 			select exists (select from expiry.snapshots s join expiry.cleanups c using (reservation_id)
 			               where reservation_id = $1 and (s.state in ('intended', 'pending')
 			                   or s.state = 'completed' and s.intended_at >= c.writer_gone_at)),
 			       not exists (select from expiry.snapshots
 			                   where volume_id = $2 and user_id = $3 and disk_name = $4
-			                     and volume_deleted_at is not null and state in ('completed', 'purged'))`,
-			reservationID, d.volume, d.user, d.name).Scan(&hope, &lost)
+			                     and volume_deleted_at is not null and state in ('completed', 'purged')),
+			       coalesce((select `+volumeIn("ebs_volume_id")+` from disks where disk_id::text = $5 and not exists (
+			           select from expiry.snapshots k
+			           where k.volume_id = `+volumeIn("disks.ebs_volume_id")+` and k.volume_deleted_at is not null)), $2)`,
+			reservationID, d.volume, d.user, d.name, d.id).Scan(&hope, &lost, &another)
 		switch {
 		case err != nil:
 			return err
 		case hope:
 			return errDiskBusy
+		case another != d.volume:
+			return fault.Errorf(fault.Permanent, "volume %s is gone, but disk %q of %s names volume %s: it stays locked until ebs_volume_id of its row or the reservation's is put right",
+				d.volume, d.name, d.user, another)
 		}
 		if err := acting(ctx, confirm); err != nil {
 			return err
@@ -171,7 +180,8 @@ const unreported = `($5 <> '' and coalesce(operation_status, '') in ('', 'comple
 
 // WithVolumeSetAside calls act while nobody can take over the disk whose volume was set aside when it was released: it
 // is not in use (else the verdict is DiskBusy), and neither a live reservation, a disk nor an unsettled cleanup names
-// the volume (else DiskSuperseded).
+// the volume, nor has a cleanup asked for since ever named it: whatever became of that, somebody may have written to it
+// (else DiskSuperseded).
 func (db *DB) WithVolumeSetAside(ctx context.Context, s SnapshotRecord, act func(context.Context) error) (DiskVerdict, error) {
 	ctx, cancel := context.WithTimeout(ctx, diskBudget)
 	defer cancel()
@@ -187,7 +197,10 @@ func (db *DB) WithVolumeSetAside(ctx context.Context, s SnapshotRecord, act func
 			                 and `+volumeIn("r.ebs_volume_id")+` = $1)
 			    or exists (select from disks d where `+volumeIn("d.ebs_volume_id")+` = $1)
 			    or exists (select from expiry.cleanups c where c.volume_id = $1 and c.settled_at is null
-			                 and c.disk_released_at is null)`, s.VolumeID).Scan(&named)
+			                 and c.disk_released_at is null)
+			    or exists (select from expiry.cleanups c where $1 in (c.volume_id, c.former_volume_id, c.misnamed_volume_id)
+			                 and c.requested_at > (select volume_aside_at from expiry.snapshots where intent_id = $2))`,
+			s.VolumeID, s.IntentID).Scan(&named)
 		switch {
 		case err != nil:
 			return err
@@ -206,11 +219,12 @@ func (db *DB) WithVolumeSetAside(ctx context.Context, s SnapshotRecord, act func
 	return verdict, nil
 }
 
-// VolumesSetAside returns which of these volumes were set aside once, and thus are no disk's any more.
+// VolumesSetAside returns which of these volumes were set aside once, or deleted, and thus are no disk's any more.
 func (db *DB) VolumesSetAside(ctx context.Context, ids []string) ([]string, error) {
 	aside, err := query(ctx, db, pgx.RowTo[string], `
 		select distinct volume_id from expiry.snapshots
-		where volume_id = any($1::text[]) and (volume_aside_at is not null or volume_kept_at is not null)`, orNone(ids))
+		where volume_id = any($1::text[])
+		  and coalesce(volume_aside_at, volume_kept_at, volume_deleted_at) is not null`, orNone(ids))
 	if err != nil {
 		return nil, fmt.Errorf("look which of %d volumes are set aside: %w", len(ids), err)
 	}

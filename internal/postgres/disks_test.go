@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
@@ -198,11 +199,15 @@ func TestAVolumeSetAsideGoesOnlyIfNobodyHasAUseForIt(t *testing.T) {
 		meanwhile string
 		verdict   postgres.DiskVerdict
 	}{
-		"nothing happened":           {"select 1", postgres.DiskOurs},
-		"the disk is in use":         {"update disks set in_use = true, reservation_id = 'new'", postgres.DiskBusy},
-		"a live one names it":        {"update reservations set ebs_volume_id = '" + volume + "' where reservation_id = 'new'", postgres.DiskSuperseded},
-		"a disk names it":            {"update disks set ebs_volume_id = '" + volume + "'", postgres.DiskSuperseded},
-		"another cleanup has it":     {"insert into expiry.cleanups (reservation_id, reason, volume_id) values ('x', 'x', '" + volume + "')", postgres.DiskSuperseded},
+		"nothing happened":       {"select 1", postgres.DiskOurs},
+		"the disk is in use":     {"update disks set in_use = true, reservation_id = 'new'", postgres.DiskBusy},
+		"a live one names it":    {"update reservations set ebs_volume_id = '" + volume + "' where reservation_id = 'new'", postgres.DiskSuperseded},
+		"a disk names it":        {"update disks set ebs_volume_id = '" + volume + "'", postgres.DiskSuperseded},
+		"another cleanup has it": {"insert into expiry.cleanups (reservation_id, reason, volume_id) values ('x', 'x', '" + volume + "')", postgres.DiskSuperseded},
+		"a cleanup since named it": {`insert into expiry.cleanups (reservation_id, reason, misnamed_volume_id, settled_at, outcome)
+			values ('x', 'x', '` + volume + `', now(), 'superseded')`, postgres.DiskSuperseded},
+		"one before did": {`insert into expiry.cleanups (reservation_id, reason, requested_at, volume_id, settled_at, outcome)
+			values ('x', 'x', now() - interval '1 hour', '` + volume + `', now(), 'superseded')`, postgres.DiskOurs},
 		"the disk's row is gone":     {"delete from disks", postgres.DiskOurs},
 		"the reservation lives anew": {"update reservations set status = 'active' where reservation_id = 'old'", postgres.DiskSuperseded},
 	} {
@@ -240,6 +245,31 @@ func TestWhileASnapshotMayYetCompleteNothingIsLost(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, lost, verdict == postgres.DiskOurs)
 				require.Equal(t, lost, text(t, db, "select in_use::text from disks") == "false")
+			})
+		})
+	}
+}
+
+func TestADiskIsNotFreedForAVolumeThatIsGoneWhileItsRowNamesAnother(t *testing.T) {
+	t.Parallel()
+	for name, deleted := range map[string]bool{"one of which nothing is known": false, "one that was deleted before": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bothWays(t, func(t *testing.T, db *postgres.DB) {
+				held(t, db, "old", "alice")
+				exec(t, db, "update disks set ebs_volume_id = '"+otherVolume+"'")
+				if deleted {
+					exec(t, db, `insert into expiry.snapshots (intent_id, user_id, disk_name, volume_id, state, volume_deleted_at)
+						values (gen_random_uuid(), 'alice', 'default', '`+otherVolume+`', 'completed', now())`)
+				}
+				_, _, err := db.SettleLost(t.Context(), "old", "it vanished", nil)
+				if deleted {
+					require.NoError(t, err)
+				} else {
+					require.True(t, fault.Is(err, fault.Permanent), "%v", err)
+					require.ErrorContains(t, err, "names volume "+otherVolume)
+				}
+				require.Equal(t, deleted, text(t, db, "select in_use::text from disks") == "false")
 			})
 		})
 	}

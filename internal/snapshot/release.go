@@ -58,6 +58,9 @@ func (a *Sync) conclude(ctx context.Context, c postgres.CleanupRecord, s postgre
 	switch verdict {
 	case postgres.DiskSuperseded:
 		a.superseded(ctx, c)
+		if s.VolumeAside() { // by a former life, which had released the disk
+			return a.aside(ctx, s)
+		}
 		return followup.Done(postgres.OutcomeSuperseded), nil
 	case postgres.DiskReleased:
 		if err := a.finish(ctx, c); err != nil {

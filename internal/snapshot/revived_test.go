@@ -1,6 +1,7 @@
 package snapshot_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -105,6 +106,109 @@ func TestDatesThatAreRewrittenWithoutEndDelayTheEndOnce(t *testing.T) {
 		w.settle(t, 1)
 	}
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+}
+
+// revive has somebody write the status back, and nothing else, and a sweep see it.
+func (w *world) revive(t *testing.T) {
+	t.Helper()
+	w.exec(t, "update reservations set status = 'active' where reservation_id = $1", w.id)
+	lease, _, _, err := w.db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
+	require.NoError(t, err)
+	_, err = w.db.RecordRevived(t.Context(), lease)
+	require.NoError(t, err)
+	w.exec(t, "update expiry.sweep_lease set expires_at = '-infinity'")
+}
+
+func TestAVolumeSetAsideToWhichALaterLifeWroteIsKeptForGood(t *testing.T) {
+	t.Parallel()
+	w, id := setAside(t)
+	w.revive(t)
+	w.attach(t, w.volume, w.instance)
+	w.detach(t)
+	w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp() where reservation_id = $1", w.id)
+	w.ask(t)
+	w.deliver(t, postgres.Cleanup)
+	require.Equal(t, postgres.OutcomeSuperseded, w.outcome(t), "nobody had locked the disk for it again")
+
+	w.grown(t, id)
+	require.Equal(t, "volume_kept", w.deliver(t, postgres.SnapshotSync).Outcome)
+	require.True(t, w.exists(t), "the second life is in no snapshot")
+}
+
+// The second life's cleanup has not come to the disk, which is in other hands by now.
+func TestAVolumeSetAsideIsNotForgottenWhileASecondLifeIsCleanedUp(t *testing.T) {
+	t.Parallel()
+	w, id := setAside(t)
+	w.revive(t)
+	w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp(), ebs_volume_id = null where reservation_id = $1", w.id)
+	require.NoError(t, w.db.BeginCleanupAnew(t.Context(), w.id))
+	require.NoError(t, w.takeOver(t.Context()))
+	w.grown(t, id)
+	report := w.deliver(t, postgres.SnapshotSync)
+	require.Equal(t, time.Hour, report.Next, "its disk is in use: %+v", report)
+	w.exec(t, "update disks set in_use = false, reservation_id = null")
+	w.deliver(t, postgres.SnapshotSync)
+	require.False(t, w.exists(t))
+}
+
+// The platform has restored the disk to a new volume and left the reservation's row as it was; the pod is gone already.
+func TestTheVolumeThatTheHeldDiskNamesIsCapturedThoughTheRowNamesADeletedOne(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.settle(t, 6)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	second := w.createVolume(t)
+	w.attach(t, second, w.runInstance(t))
+	w.exec(t, "update disks set in_use = true, reservation_id = $1, ebs_volume_id = $2", w.id, second)
+	w.exec(t, "update expiry.cleanups set requested_at = requested_at - interval '1 hour', settled_at = settled_at - interval '1 hour'")
+	w.exec(t, "update reservations set status = 'cancelled', launched_at = now() - interval '10 minutes', cancelled_at = now(), namespace = $2 where reservation_id = $1",
+		w.id, w.cluster.Namespace)
+	w.whole(nil, 0)
+	w.ask(t)
+	w.settle(t, 2)
+	w.age(t, time.Hour) // the driver has had its time
+	w.settle(t, 4)
+	require.Equal(t, second, w.made(t)[len(w.made(t))-1].VolumeID)
+	require.Equal(t, 2, w.disk(t).Snapshots)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+}
+
+// The first life's disk was never captured when the second one began, with another.
+func TestTheDiskOfAFormerLifeIsCapturedOnceThatOfTheSecondIsReleased(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(t, "update reservations set status = 'active', namespace = $2 where reservation_id = $1", w.id, w.cluster.Namespace)
+	w.deliver(t, postgres.Cleanup)
+	second := w.createVolume(t)
+	w.exec(t, "insert into disks (user_id, disk_name, in_use, reservation_id, ebs_volume_id) values ($1, 'other', true, $2, $3)", user, w.id, second)
+	w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp(), disk_name = 'other', ebs_volume_id = $2 where reservation_id = $1", w.id, second)
+	w.whole(nil, 0)
+	for range 3 {
+		w.ask(t)
+		w.settle(t, 2)
+		w.age(t, time.Hour)
+	}
+	w.settle(t, 2)
+	require.Equal(t, []string{"other " + second, diskName + " " + w.volume}, read[[]string](t, w,
+		"select array_agg(disk_name || ' ' || volume_id order by intended_at) from expiry.snapshots where state = 'completed'"))
+	require.Zero(t, read[int](t, w, "select count(*)::int from disks where in_use"))
+}
+
+func TestADiskHeldUnderAnotherNameThanTheRowsIsReleasedOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.settle(t, 6)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	second := w.createVolume(t)
+	w.exec(t, "update disks set disk_name = 'renamed', in_use = true, reservation_id = $1, ebs_volume_id = $2", w.id, second)
+	w.exec(t, "update reservations set namespace = $2 where reservation_id = $1", w.id, w.cluster.Namespace)
+	w.whole(nil, 0)
+	for range 3 {
+		w.ask(t)
+		w.settle(t, 3)
+	}
+	require.False(t, read[bool](t, w, "select in_use from disks"))
+	require.Equal(t, 2, strings.Count(w.facts(t), "cleanedUp"), w.facts(t))
 }
 
 // ask has a sweep ask for the cleanup.

@@ -54,17 +54,7 @@ func TestTheWholeWayFromAPodToASnapshot(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, asked)
 
-	cluster := kube.New(func(context.Context) (*rest.Config, error) { return w.cluster.Config, nil }, kube.Options{})
-	cloud := aws.NewEC2(w.account.Config)
-	quiet := slog.New(slog.DiscardHandler)
-	parts := snapshot.World{Store: w.db, EC2: cloudSide{w.outside}, Cluster: kubeSide{w.outside}, Identity: w.sts}
-	options := snapshot.Options{Now: w.clock.now, Sleep: w.clock.sleep, Log: quiet, Interval: 5 * time.Second, DriverGrace: time.Hour}
-	w.runner = followup.NewRunner(w.db, map[postgres.FollowUpKind]followup.Action{
-		postgres.Cleanup: cleanup.New(cleanup.World{Store: w.db, Cluster: cluster, EC2: cloud, Identity: parts.Identity, Router: aws.NewLoadBalancer(w.account.Config),
-			Bucket: aws.NewS3(w.account.Config, bucket), Disk: snapshot.NewKeeper(parts, options)}, cleanup.Options{Log: quiet}),
-		postgres.SnapshotSync: snapshot.NewSync(parts, options),
-	}, followup.Options{Log: quiet})
-
+	w.whole(aws.NewS3(w.account.Config, bucket), time.Hour)
 	report := w.deliver(t, postgres.Cleanup)
 	require.Equal(t, followup.StatePostponed, report.State, "the driver has its time: %+v", report)
 	require.Contains(t, read[string](t, w, "select detail from expiry.cleanup_steps where step = 'disk'"), "the driver has until")
@@ -83,4 +73,17 @@ func TestTheWholeWayFromAPodToASnapshot(t *testing.T) {
 	_, err = core.Pods(w.cluster.Namespace).Get(ctx, podName, metav1.GetOptions{})
 	require.True(t, errors.IsNotFound(err))
 	require.False(t, w.objects(t))
+}
+
+// whole has the cleanup that package cleanup makes run, with the keeper as its last step.
+func (w *world) whole(bucket cleanup.Bucket, driverGrace time.Duration) {
+	cluster := kube.New(func(context.Context) (*rest.Config, error) { return w.cluster.Config, nil }, kube.Options{})
+	quiet := slog.New(slog.DiscardHandler)
+	parts := snapshot.World{Store: w.db, EC2: cloudSide{w.outside}, Cluster: kubeSide{w.outside}, Identity: w.sts}
+	options := snapshot.Options{Now: w.clock.now, Sleep: w.clock.sleep, Log: quiet, Interval: 5 * time.Second, DriverGrace: driverGrace}
+	w.runner = followup.NewRunner(w.db, map[postgres.FollowUpKind]followup.Action{
+		postgres.Cleanup: cleanup.New(cleanup.World{Store: w.db, Cluster: cluster, EC2: aws.NewEC2(w.account.Config), Identity: parts.Identity,
+			Router: aws.NewLoadBalancer(w.account.Config), Bucket: bucket, Disk: snapshot.NewKeeper(parts, options)}, cleanup.Options{Log: quiet}),
+		postgres.SnapshotSync: snapshot.NewSync(parts, options),
+	}, followup.Options{Log: quiet})
 }

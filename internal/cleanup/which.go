@@ -1,0 +1,200 @@
+package cleanup
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+)
+
+// named are the volumes that may be the disk, by what names them, each empty where nothing does.
+type named struct {
+	row    string   // the reservation's row
+	home   string   // the pod, which has the user's home on it
+	pod    []string // the pod, of which nobody can say on which of these that is
+	disk   string   // the disk's row
+	former string   // the former life's cleanup
+}
+
+func (n named) ids() []string {
+	ids := slices.Sorted(slices.Values(append([]string{n.row, n.home, n.disk, n.former}, n.pod...)))
+	return slices.DeleteFunc(slices.Compact(ids), func(id string) bool { return id == "" })
+}
+
+// left is n without the volumes that are no disk's any more: EC2 does not have them (known are those that it has), or our
+// own books have set them aside since, or deleted. The books are newer than what the row names and the former life had.
+// The pod's home is newer than they, and of what the pod has else, or the disk's row names, they leave one at least.
+func (n named) left(known map[string]disk.Volume, aside []string) named {
+	gone := func(id string) bool { _, ok := known[id]; return !ok }
+	over := func(id string) bool { return gone(id) || slices.Contains(aside, id) }
+	without := func(drop func(string) bool, id string) string {
+		if drop(id) {
+			return ""
+		}
+		return id
+	}
+	l := named{row: without(over, n.row), home: without(gone, n.home), former: without(over, n.former), disk: without(over, n.disk)}
+	if n.row == n.home {
+		l.row = l.home
+	}
+	l.pod = slices.DeleteFunc(slices.Clone(n.pod), over)
+	if len(l.pod) == 0 {
+		l.pod = slices.DeleteFunc(slices.Clone(n.pod), gone)
+	}
+	if len(l.ids()) == 0 {
+		l.disk = without(gone, n.disk)
+	}
+	return l
+}
+
+// answer is which volume is the disk.
+type answer struct {
+	id, from  string   // and by what; empty where that is not known
+	undecided []string // the volumes of which it is one
+	misnamed  string   // the volume that the row names and that is not it
+	last      string   // the volume to go on with where none is found: it is no disk's any more
+}
+
+// which decides which volume is the disk. Where nothing names one that is left, EC2 is asked for it once the pod is gone.
+func (a *Action) which(ctx context.Context, k disk.Key, all named) (answer, error) {
+	ids := all.ids()
+	if len(ids) == 0 {
+		return answer{}, nil
+	}
+	if all.home != "" && (all.row == "" || all.row == all.home) {
+		return answer{id: all.home, from: all.by()}, nil
+	}
+	aside, err := a.Store.VolumesSetAside(ctx, ids)
+	if err != nil {
+		return answer{}, err
+	}
+	if one := cmp.Or(all.row, all.disk); one != "" && all.former == "" && len(aside) == 0 && (len(ids) == 1 || slices.Contains(all.pod, all.row)) {
+		return answer{id: one, from: all.by()}, nil // the keeper says what has become of it
+	}
+	known, err := a.known(ctx, ids)
+	if err != nil {
+		return answer{}, err
+	}
+	n := all.left(known, aside)
+	if n.row != "" && n.home != "" && misnamed(k, known[n.row], known[n.home]) {
+		n.row = ""
+	}
+	v := answer{id: cmp.Or(n.row, n.home), from: n.by(), undecided: n.pod}
+	switch {
+	case v.id != "":
+	case n.former != "" && n.disk != "" && n.former != n.disk:
+		v.undecided = append(v.undecided, n.former, n.disk)
+	case n.former == "":
+		v.id = n.disk
+	case len(n.pod) == 0 || slices.Contains(n.pod, n.former):
+		v.id = n.former
+	}
+	if v.id == "" && len(v.undecided) > 0 {
+		if v.id, v.undecided, err = a.byTags(ctx, k, v.undecided, known); err != nil {
+			return answer{}, err
+		}
+		v.from = "its tags, or as the only one"
+	}
+	if v.id == "" && len(v.undecided) == 0 {
+		v.id, v.from = n.former, "its former life"
+	}
+	if n.row == "" && v.id != all.row {
+		v.misnamed = all.row
+	}
+	if v.id == "" {
+		v.last = all.last(aside)
+	}
+	return v, nil
+}
+
+// by says what names the first of the volumes.
+func (n named) by() string {
+	switch {
+	case n.row != "":
+		return "the row"
+	case n.home != "":
+		return "the pod"
+	case n.former != "":
+		return "its former life"
+	}
+	return "the disk"
+}
+
+// last returns the volume with which to go on where all are gone or set aside: one of which our books do not know what
+// became of it, if there is one.
+func (n named) last(aside []string) string {
+	last := ""
+	for _, id := range []string{n.row, n.disk, n.former} {
+		if id != "" && (last == "" || slices.Contains(aside, last) && !slices.Contains(aside, id)) {
+			last = id
+		}
+	}
+	return last
+}
+
+// known returns those of the volumes that EC2 has, and does not delete.
+func (a *Action) known(ctx context.Context, ids []string) (map[string]disk.Volume, error) {
+	known := map[string]disk.Volume{}
+	for _, id := range ids {
+		v, err := a.EC2.DescribeVolume(ctx, id)
+		gone, err := a.home.Gone(ctx, err)
+		if err != nil {
+			return nil, err
+		}
+		if !gone && !v.Deleting() {
+			known[id] = v
+		}
+	}
+	return known, nil
+}
+
+// misnamed reports whether the row names a volume that is not the disk, since the pod has the user's home on another. So
+// it is not where the tags speak for the named one alone, or say that the other is somebody else's.
+func misnamed(k disk.Key, named, onHome disk.Volume) bool {
+	return k.Others(onHome) == "" && (!k.Named(named) || k.Named(onHome))
+}
+
+// byTags returns the one of several volumes that is the disk by its tags, or as the only one where none has those; else
+// undecided are the volumes that may be it, as far as EC2 knows them.
+func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string, known map[string]disk.Volume) (id string, undecided []string, err error) {
+	var volumes []disk.Volume
+	for _, id := range slices.Compact(slices.Sorted(slices.Values(ids))) {
+		if v, ok := known[id]; ok {
+			volumes = append(volumes, v)
+		}
+	}
+	id, undecided = k.Choose(volumes)
+	if id != "" || len(volumes) != 1 || len(undecided) != 1 || k.User == "" || k.Name == "" {
+		return id, undecided, nil
+	}
+	tagged, err := a.tagged(ctx, k)
+	if err != nil {
+		return "", nil, err
+	}
+	if len(tagged) == 0 {
+		return volumes[0].ID, nil, nil
+	}
+	return "", append(undecided, idsOf(tagged)...), nil
+}
+
+// tagged returns the volumes with the disk's tags, but for those that are no disk's any more.
+func (a *Action) tagged(ctx context.Context, k disk.Key) ([]disk.Volume, error) {
+	found, err := a.EC2.FindVolumes(ctx, k.Tags())
+	if err != nil {
+		return nil, err
+	}
+	aside, err := a.Store.VolumesSetAside(ctx, idsOf(found))
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(found, func(v disk.Volume) bool { return v.Deleting() || slices.Contains(aside, v.ID) }), nil
+}
+
+func idsOf(volumes []disk.Volume) []string {
+	var ids []string
+	for _, v := range volumes {
+		ids = append(ids, v.ID)
+	}
+	return ids
+}
