@@ -114,6 +114,7 @@ func TestAWarningIsWrittenAndThenRecorded(t *testing.T) {
 	require.Equal(t, "/home/dev", f.Dir)
 	require.Equal(t, "WARN_", f.Replaces)
 	require.Contains(t, f.Content, "2026-03-01 12:20:00 UTC, in 20 minutes")
+	require.Contains(t, f.Content, "has no persistent disk")
 	require.Equal(t, []reservation.Level{30}, m.recorded)
 }
 
