@@ -3,6 +3,7 @@ package simulation
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -22,22 +23,29 @@ type line struct {
 
 	mu       sync.Mutex
 	reading  bool
-	prepared bool   // what is sent by the line itself
-	held     bool   // a begin
-	drop     int    // so many answers,
-	until    byte   // which end with this message
-	in, out  []byte // what came while some are to be dropped, and what of it is to be handed on
+	prepared bool              // what is sent by the line itself
+	held     bool              // a begin
+	kept     map[string]string // statements without arguments that are prepared, and their names
+	drop     int               // so many answers,
+	until    byte              // which end with this message
+	in, out  []byte            // what came while some are to be dropped, and what of it is to be handed on
 }
 
 // dial has a connection's configuration make lines.
 func (d *database) dial(config *pgx.ConnConfig) {
+	config.AfterConnect = stayTogether
 	dial := config.DialFunc
 	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		return &line{Conn: conn, d: d}, nil
+		if local, ok := conn.(*net.UnixConn); ok {
+			if conn, err = newWire(local); err != nil {
+				return nil, err
+			}
+		}
+		return &line{Conn: conn, d: d, kept: map[string]string{}}, nil
 	}
 }
 
@@ -57,11 +65,15 @@ func encode(messages ...interface {
 
 // Write sends with a statement what has to come before it.
 func (l *line) Write(b []byte) (int, error) {
+	size := len(b)
 	l.mu.Lock()
 	if slices.Equal(b, begin) && !l.reading {
 		l.held, l.out = true, append(l.out, begun...)
 		l.mu.Unlock()
 		return len(b), nil
+	}
+	if b[0] == 'Q' {
+		b = l.extended(b)
 	}
 	var first []byte
 	if strings.IndexByte("BPQ", b[0]) >= 0 && (l.held || !l.d.clock.Equal(l.d.told)) {
@@ -69,10 +81,29 @@ func (l *line) Write(b []byte) (int, error) {
 	}
 	l.mu.Unlock()
 	if first == nil {
-		return l.Conn.Write(b)
+		_, err := l.Conn.Write(b)
+		return size, err
 	}
-	n, err := l.Conn.Write(append(first, b...))
-	return max(0, n-len(first)), err
+	_, err := l.Conn.Write(append(first, b...))
+	return size, err
+}
+
+// extended is a change or a commit that comes without arguments, and so by the simple protocol, as a statement that is
+// prepared once. The rest stays as it is.
+func (l *line) extended(b []byte) []byte {
+	sql := string(b[5 : len(b)-1])
+	word, _, _ := strings.Cut(strings.TrimSpace(sql), " ")
+	if word != "commit" && word != "update" && word != "delete" && word != "insert" || strings.Contains(sql, ";") || len(b) != 1+int(binary.BigEndian.Uint32(b[1:])) {
+		return b
+	}
+	var all []byte
+	name, known := l.kept[sql]
+	if !known {
+		name = fmt.Sprint("kept", len(l.kept))
+		l.kept[sql] = name
+		all = encode(&pgproto3.Parse{Name: name, Query: sql})
+	}
+	return append(all, encode(&pgproto3.Bind{PreparedStatement: name}, &pgproto3.Execute{}, &pgproto3.Sync{})...)
 }
 
 // before is a begin that was held back, and what sets the database's clock. Before a statement of the simple protocol it

@@ -6,8 +6,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,7 +19,8 @@ var (
 	seedFlag    = flag.Uint64("seed", 0, "replay this one seed and print its history")
 	seedsFlag   = flag.Int("seeds", 0, "run so many seeds; 0: a short sample")
 	fromFlag    = flag.Uint64("from", 1, "the first seed")
-	workersFlag = flag.Int("workers", 2, "how many seeds at a time, each worker in a database of its own")
+	workersFlag = flag.Int("workers", 2, "how many seeds at a time, each worker a process with a database of its own")
+	workerFlag  = flag.Bool("worker", false, "be one of them")
 )
 
 // sample is how many seeds a test run without flags takes.
@@ -30,64 +29,69 @@ const sample = 4
 // TestSimulation runs seeds and finds every invariant unbroken in each of them.
 func TestSimulation(t *testing.T) {
 	t.Parallel()
-	if *seedFlag != 0 {
+	switch {
+	case *seedFlag != 0:
 		replay(t, *seedFlag)
-		return
+	case *workerFlag:
+		work(t, os.Stdin, os.NewFile(3, "reports"))
+	case *seedsFlag != 0:
+		many(t, *seedsFlag)
+	default:
+		fresh := rand.Uint64N(1 << 40)
+		t.Logf("a fresh seed: %d", fresh)
+		d := newDatabase(t)
+		for _, seed := range append(seeds(*fromFlag, sample-1), fresh) {
+			failed(t, newWorld(d, seed, "").report())
+		}
 	}
-	seeds := make(chan uint64)
-	n := *seedsFlag
-	if n == 0 {
-		n = sample
+}
+
+func seeds(from uint64, n int) (all []uint64) {
+	for i := range n {
+		all = append(all, from+uint64(i))
 	}
+	return all
+}
+
+// many runs seeds side by side, and says how far it is.
+func many(t *testing.T, n int) {
+	t.Helper()
+	tally := newTally(n)
+	stop := tally.show(os.Stdout)
+	to := make(chan uint64)
 	go func() {
-		defer close(seeds)
+		defer close(to)
 		for i := range n {
-			seed := *fromFlag + uint64(i)
-			if *seedsFlag == 0 && i == n-1 {
-				seed = rand.Uint64N(1 << 40)
-				t.Logf("a fresh seed: %d", seed)
-			}
-			seeds <- seed
+			to <- *fromFlag + uint64(i)
 		}
 	}()
-	tally := newTally(n)
-	if *seedsFlag > 0 {
-		defer tally.show(os.Stdout)()
-		// Most of the work is PostgreSQL's. With more at hand the runtime looks for work more often than it has any.
-		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(1, *workersFlag/2)))
-		defer debug.SetGCPercent(debug.SetGCPercent(400))
-	}
 	var all sync.WaitGroup
-	for range min(*workersFlag, n) {
-		d := newDatabase(t)
+	for i := range min(*workersFlag, n) {
 		all.Go(func() {
-			for seed := range seeds {
-				w := newWorld(d, seed, "")
-				w.live()
-				tally.add(w)
-				if w.checks.broken() {
-					failed(t, w)
-				}
+			if err := employ(i, to, func(r report) { tally.add(r); failed(t, r) }); err != nil {
+				t.Errorf("worker %d: %v", i, err)
 			}
 		})
 	}
 	all.Wait()
-	if *seedsFlag > 0 {
-		tally.table(os.Stdout)
-	}
+	stop()
+	tally.table(os.Stdout)
 }
 
 // failed tells what was broken and how to see it again, and for the first few the history.
-func failed(t *testing.T, w *world) {
+func failed(t *testing.T, r report) {
 	t.Helper()
+	if len(r.Broken) == 0 {
+		return
+	}
 	var text strings.Builder
 	if failures.Add(1) <= 3 {
-		w.tell(&text)
+		tell(&text, r.Seed, r.History)
 	}
-	for _, v := range w.checks.violated {
-		fmt.Fprintf(&text, "seed %d breaks %s: %s\n", w.seed, v.invariant, v.what)
+	for _, what := range r.Broken {
+		fmt.Fprintf(&text, "seed %d breaks %s\n", r.Seed, what)
 	}
-	t.Errorf("%sreplay it: make simulate SEED=%d", text.String(), w.seed)
+	t.Errorf("%sreplay it: make simulate SEED=%d", text.String(), r.Seed)
 }
 
 var failures atomic.Int32
@@ -98,16 +102,16 @@ func replay(t *testing.T, seed uint64) {
 	w := newWorld(newDatabase(t), seed, "")
 	began := time.Now()
 	w.live()
-	w.tell(os.Stdout)
+	tell(os.Stdout, seed, w.history)
 	fmt.Printf("seed %d: %d steps, %d calls and statements, %s; %v\n", seed, w.steps, w.faults.calls, time.Since(began).Round(time.Millisecond), w.faults.counted)
 	for _, v := range w.checks.violated {
 		t.Errorf("%s: %s", v.invariant, v.what)
 	}
 }
 
-// tell prints the history.
-func (w *world) tell(to io.Writer) {
-	_, _ = fmt.Fprintf(to, "---- the history of seed %d\n%s\n", w.seed, strings.Join(w.history, "\n"))
+// tell prints a history.
+func tell(to io.Writer, seed uint64, history []string) {
+	_, _ = fmt.Fprintf(to, "---- the history of seed %d\n%s\n", seed, strings.Join(history, "\n"))
 }
 
 // TestTheSameSeedIsTheSameHistory compares every line of what happens, one seed being run twice with another in between.

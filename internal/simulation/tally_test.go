@@ -22,20 +22,39 @@ func newTally(of int) *tally {
 	return &tally{of: of, faults: map[string]int{}, checked: map[string]int{}, began: time.Now()}
 }
 
-func (t *tally) add(w *world) {
+// report is what becomes of one seed.
+type report struct {
+	Seed            uint64
+	Steps, Calls    int
+	Faults, Checked map[string]int
+	Broken          []string // what, by invariant
+	History         []string // where something is
+}
+
+// report lets a world go by.
+func (w *world) report() report {
+	w.live()
+	r := report{Seed: w.seed, Steps: w.steps, Calls: w.faults.calls, Faults: w.faults.counted, Checked: w.checks.checked}
+	for _, v := range w.checks.violated {
+		r.Broken, r.History = append(r.Broken, v.invariant+": "+v.what), w.history
+	}
+	return r
+}
+
+func (t *tally) add(r report) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.seeds++
-	t.steps += w.steps
-	t.calls += w.faults.calls
-	if w.checks.broken() {
+	t.steps += r.Steps
+	t.calls += r.Calls
+	if len(r.Broken) > 0 {
 		t.broken++
 	}
-	for what, n := range w.faults.counted {
+	for what, n := range r.Faults {
 		t.faults[what] += n
 		t.fault += n
 	}
-	for invariant, n := range w.checks.checked {
+	for invariant, n := range r.Checked {
 		t.checked[invariant] += n
 	}
 }
