@@ -86,7 +86,7 @@ func TestWhoeverCommitsFirstHasWonWhileAllWorkOnTheSameDisks(t *testing.T) {
 			r.atTheEnd()
 		})
 	}
-	t.Logf("%d races for %d disks: %v", rounds*len(fates), rounds*len(fates), first)
+	t.Logf("%d rounds of %d disks; who came first: %v", rounds, len(fates), first)
 }
 
 func newRaces(t *testing.T, shelf *stacktest.Shelf) *races {
