@@ -59,7 +59,8 @@ func (k *Keeper) capture(ctx context.Context, c postgres.CleanupRecord) (followu
 	case !asked:
 		return followup.LookAgain(soon), nil
 	}
-	k.opts.Log.InfoContext(ctx, "snapshot begun", "volume", c.VolumeID, "attempt", s.Attempt, "crash_consistent", s.CrashConsistent)
+	k.opts.Log.InfoContext(ctx, "snapshot begun", "volume", c.VolumeID, "attempt", s.Attempt, "crash_consistent", s.CrashConsistent,
+		"reason", "the disk is kept as a snapshot")
 	return followup.Done(snapshotting), nil
 }
 

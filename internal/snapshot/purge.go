@@ -27,7 +27,7 @@ func (p *Purge) Handle(ctx context.Context, f postgres.FollowUp) (result followu
 		return followup.Result{}, err
 	}
 	s.SnapshotID = f.Key
-	ctx, span := p.start(ctx, "snapshot.purge", s)
+	ctx, span := p.startApart(ctx, "snapshot.purge", s)
 	defer func() { span.EndOr(result.Outcome, "waiting", err) }()
 
 	seen, gone, err := p.snapshot(ctx, f.Key)

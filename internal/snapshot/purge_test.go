@@ -2,6 +2,7 @@ package snapshot_test
 
 import (
 	"context"
+	"database/sql"
 	"testing"
 	"time"
 
@@ -10,12 +11,15 @@ import (
 	ec2types "github.com/aws/aws-sdk-go-v2/service/ec2/types"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/snapshot"
 	"gpudev.internal/reservation-expiry/internal/stacktest"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
 // snapshotOf makes a completed snapshot as the platform does, so many days ago.
@@ -78,6 +82,37 @@ func TestTheNewestThreeOfALiveDiskStayAndOlderOnesGoOnce(t *testing.T) {
 	for _, id := range ids[:3] {
 		require.Equal(t, "kept", w.purge(t, id).Outcome)
 		require.True(t, w.hasSnapshot(t, id))
+	}
+}
+
+func TestAPurgeIsATraceOfItsOwnThatLeadsToWhomTheSnapshotWasMadeFor(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	spans := tracetest.NewInMemoryExporter()
+	tel, err := telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Spans: spans})
+	require.NoError(t, err)
+	w.use(snapshot.Options{Trace: tel})
+	id := w.snapshotOf(t, diskName, 1)
+	w.adopt(t)
+	const asked = "00-000102030405060708090a0b0c0d0e0f-0102030405060708-01"
+	for _, reservation := range []string{"", w.id} {
+		spans.Reset()
+		w.exec(t, "update expiry.snapshots set reservation_id = $1", sql.NullString{String: reservation, Valid: reservation != ""})
+		w.exec(t, "insert into expiry.follow_ups (kind, key, subject) values ('snapshot.purge', $1, $1) on conflict (kind, key) do update set state = 'due', due_at = now()", id)
+		require.Equal(t, "kept", w.deliverKey(telemetry.WithTraceParent(t.Context(), asked), t, postgres.SnapshotPurge, id).Outcome)
+		require.NoError(t, tel.Flush(t.Context()))
+		require.Len(t, spans.GetSpans(), 1)
+		purge := spans.GetSpans()[0]
+		require.Equal(t, "snapshot.purge", purge.Name)
+		require.False(t, purge.Parent.IsValid(), "neither the sweep's span nor a phase that is over lasts until then")
+		links := []string{purge.Links[0].SpanContext.TraceID().String()}
+		want := []string{"000102030405060708090a0b0c0d0e0f"}
+		if reservation != "" {
+			want = append(want, telemetry.TraceID(reservation).String())
+			links = append(links, purge.Links[1].SpanContext.TraceID().String())
+			require.Contains(t, purge.Attributes, telemetry.KeyReservationID.String(reservation), "a search for it finds both")
+		}
+		require.Equal(t, want, links)
 	}
 }
 

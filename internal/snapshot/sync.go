@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/attribute"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/fault"
@@ -56,10 +57,10 @@ func (a *Sync) Handle(ctx context.Context, f postgres.FollowUp) (result followup
 	return a.settle(ctx, s)
 }
 
-// start opens the span of work on a snapshot, in the trace of the reservation that it belongs to.
+// start opens the span of work on a snapshot, in the trace of the reservation whose cleanup it belongs to.
 func (w worker) start(ctx context.Context, name string, s postgres.SnapshotRecord) (context.Context, *telemetry.Span) {
 	if s.ReservationID == "" {
-		return w.opts.Trace.StartStep(ctx, name, telemetry.KeySnapshotID.String(s.SnapshotID), telemetry.KeyDiskName.String(s.DiskName))
+		return w.startApart(ctx, name, s)
 	}
 	r := telemetry.Reservation{ID: s.ReservationID, UserID: s.User, Phase: telemetry.PhaseCleanup}
 	if c, known, err := w.Store.LoadCleanup(ctx, s.ReservationID); err == nil && known { // else the span says less
@@ -67,6 +68,19 @@ func (w worker) start(ctx context.Context, name string, s postgres.SnapshotRecor
 	}
 	return w.opts.Trace.StartAction(ctx, name, r, telemetry.KeySnapshotID.String(s.SnapshotID),
 		telemetry.KeyDiskName.String(s.DiskName), telemetry.KeyVolumeID.String(s.VolumeID), telemetry.KeyAttempt.Int(s.Attempt))
+}
+
+// startApart opens the span of work on a snapshot in a trace of its own: it is of no reservation, or of one whose cleanup
+// was over long ago, to which it links.
+func (w worker) startApart(ctx context.Context, name string, s postgres.SnapshotRecord) (context.Context, *telemetry.Span) {
+	attrs := []attribute.KeyValue{telemetry.KeySnapshotID.String(s.SnapshotID), telemetry.KeyDiskName.String(s.DiskName)}
+	if s.ReservationID == "" {
+		return w.opts.Trace.StartDelivery(ctx, name, attrs...)
+	}
+	attrs = append(attrs, telemetry.KeyReservationID.String(s.ReservationID), telemetry.KeyUserID.String(s.User))
+	ctx, span := w.opts.Trace.StartDelivery(ctx, name, attrs...)
+	span.LinkReservation(s.ReservationID)
+	return telemetry.WithReservation(ctx, telemetry.Reservation{ID: s.ReservationID}), span
 }
 
 // follow looks at a pending snapshot and records its end; s is then as recorded. A young one is waited for.
@@ -99,7 +113,8 @@ func (a *Sync) follow(ctx context.Context, s *postgres.SnapshotRecord) (ended bo
 func (a *Sync) completed(ctx context.Context, s postgres.SnapshotRecord, seen disk.Snapshot) error {
 	counted, err := a.Store.CompleteSnapshot(ctx, s, seen)
 	if counted {
-		a.opts.Log.InfoContext(ctx, "snapshot completed", "snapshot", s.SnapshotID, "disk", s.DiskName, "user", s.User)
+		a.opts.Log.InfoContext(ctx, "snapshot completed", "snapshot", s.SnapshotID, "disk", s.DiskName, "user", s.User,
+			"reason", "EC2 says so")
 	}
 	return err
 }

@@ -144,7 +144,8 @@ func (n *Notices) Handle(ctx context.Context, f postgres.FollowUp) (result follo
 	if err != nil {
 		return followup.Result{}, err
 	}
-	n.opts.Log.InfoContext(ctx, "out-of-memory notice written", "container", kill.Container)
+	n.opts.Log.InfoContext(ctx, "out-of-memory notice written", "container", kill.Container,
+		"reason", "a container ran out of memory")
 	return followup.Done("sent"), nil
 }
 
