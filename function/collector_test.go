@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,9 +43,6 @@ func (oneLife) SettleTraces(context.Context, uuid.UUID, []postgres.TraceMark) er
 
 func TestABadCollectorNeitherFailsATickNorDelaysItByASecond(t *testing.T) {
 	t.Parallel()
-	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts connections into its backlog and never reads
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = silent.Close() })
 	closed := httptest.NewServer(nil)
 	closed.Close()
 	slow := func(by time.Duration) string {
@@ -58,7 +57,7 @@ func TestABadCollectorNeitherFailsATickNorDelaysItByASecond(t *testing.T) {
 		return server.URL
 	}
 	for name, url := range map[string]string{
-		"dead": closed.URL, "silent": "http://" + silent.Addr().String(), "black hole": "http://192.0.2.1:4318", // TEST-NET-1, RFC 5737
+		"dead": closed.URL, "silent": "http://" + silent(t).Addr().String(), "black hole": "http://" + hole(t),
 		"slow": slow(300 * time.Millisecond), "just in time": slow(450 * time.Millisecond), "too slow": slow(time.Minute),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -77,6 +76,45 @@ func TestABadCollectorNeitherFailsATickNorDelaysItByASecond(t *testing.T) {
 			}
 		})
 	}
+}
+
+// silent accepts connections into its backlog, and never reads.
+func silent(t *testing.T) *net.TCPListener {
+	t.Helper()
+	listener, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = listener.Close() })
+	return listener
+}
+
+// hole is the address of a listener whose backlog is full: whoever would connect is not answered at all.
+func hole(t *testing.T) string {
+	t.Helper()
+	listener := silent(t)
+	raw, err := listener.SyscallConn()
+	require.NoError(t, err)
+	var failure error
+	require.NoError(t, raw.Control(func(fd uintptr) { failure = syscall.Listen(int(fd), 0) }))
+	require.NoError(t, failure)
+	for {
+		conn, err := net.DialTimeout("tcp", listener.Addr().String(), 100*time.Millisecond)
+		if err != nil {
+			var late net.Error
+			require.ErrorAs(t, err, &late)
+			require.True(t, late.Timeout(), "it is not refused: %v", err)
+			return listener.Addr().String()
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+}
+
+func TestASweepFromTheShellWaitsForASilentCollectorOnce(t *testing.T) {
+	t.Parallel()
+	b := newBase(t)
+	b.withWorld("OTEL_EXPORTER_OTLP_ENDPOINT=http://" + silent(t).Addr().String())
+	b.reservation(time.Hour)
+	r := b.run(0, "sweep", "-o", "json")
+	require.Equal(t, 1, strings.Count(r.err, "telemetry is lost"), "each time costs half a second: %s", r.err)
 }
 
 // relay hands spans on to the stack's collector, and knows which of them that has acknowledged. It can kill the process

@@ -8,12 +8,14 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/authn"
 	"gpudev.internal/reservation-expiry/internal/config"
+	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
 // entry is where requests come in: it lets through to the handler what may be posted, and gives no client long.
 type entry struct {
-	guard *authn.Guard // nil: everybody may post
-	log   *slog.Logger
+	guard   *authn.Guard // nil: everybody may post
+	metrics *telemetry.Metrics
+	log     *slog.Logger
 	// readWithin bounds the reading of a body, also of one that nobody reads: the server does so before it answers the
 	// next request on the connection. Who reads one in full lifts it.
 	readWithin time.Duration
@@ -30,10 +32,10 @@ func secretOf(c config.Entry) authn.Secret {
 	return nil
 }
 
-func newEntry(c config.Entry, log *slog.Logger) *entry {
+func newEntry(c config.Entry, metrics *telemetry.Metrics, log *slog.Logger) *entry {
 	return &entry{
-		guard: authn.New(authn.Options{Issuer: c.Issuer, Audience: c.Audience, Subjects: c.Subjects, Secret: secretOf(c)}),
-		log:   log, readWithin: bodyWithin,
+		guard:   authn.New(authn.Options{Issuer: c.Issuer, Audience: c.Audience, Subjects: c.Subjects, Secret: secretOf(c)}),
+		metrics: metrics, log: log, readWithin: bodyWithin,
 	}
 }
 
@@ -66,7 +68,8 @@ func (e *entry) lead(to http.Handler) http.Handler {
 		}
 		status, _ := statusOf(r, err)
 		e.log.WarnContext(r.Context(), "not let in", "path", r.URL.Path, "from", r.RemoteAddr, "status", status, "error", err)
-		w.Header().Set("Connection", "close") // its body is not worth reading
+		e.metrics.EventAnswered(r.Context(), telemetry.Unknown, status) // pushed with the next delivery: nobody not let in costs a flush
+		w.Header().Set("Connection", "close")                           // its body is not worth reading
 		answer(w, r, nil, err)
 	})
 }

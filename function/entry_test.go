@@ -29,7 +29,7 @@ func guarded(t *testing.T, c config.Entry, within time.Duration) (*desk, *output
 	t.Helper()
 	said := &output{}
 	d := newDesk(t)
-	e := newEntry(c, slog.New(slog.NewTextHandler(said, nil)))
+	e := newEntry(c, d.telemetry.Metrics, slog.New(slog.NewTextHandler(said, nil)))
 	if within != 0 {
 		e.readWithin = within
 	}
@@ -47,6 +47,18 @@ func serveHTTP(t *testing.T, h http.Handler) (url string) {
 	go func() { ended <- web.Serve(listener) }()
 	t.Cleanup(func() { _ = web.Close(); require.ErrorIs(t, <-ended, http.ErrServerClosed) })
 	return "http://" + listener.Addr().String()
+}
+
+func TestWhoIsNotLetInIsCounted(t *testing.T) {
+	t.Parallel()
+	metrics := &pushed{}
+	d := newDesk(t)
+	d.telemetry = metrics.telemetry(t)
+	d.url = serveHTTP(t, newEntry(config.Entry{Token: config.NewSecret(ourSecret)}, d.telemetry.Metrics, quiet).lead(d.routes()))
+	require.Equal(t, 401, d.post(t, "/", binary(event.Ping), "").StatusCode)
+	require.Equal(t, 202, d.post(t, "/", binary(event.Ping)+"\nAuthorization: Bearer "+ourSecret, "").StatusCode)
+	require.EqualValues(t, 1, metrics.count("events", "cloudevents.event_type", "unknown"))
+	require.EqualValues(t, 1, metrics.count("events", "cloudevents.event_type", event.Ping))
 }
 
 func TestWhoMayPost(t *testing.T) {

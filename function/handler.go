@@ -138,6 +138,7 @@ func (h *handler) post(take func(w http.ResponseWriter, r *http.Request, t *take
 			w.Header().Set("Connection", "close") // the next try had better find another instance
 		}
 		if !h.door.enter() {
+			h.telemetry.Metrics.EventAnswered(r.Context(), telemetry.Unknown, http.StatusServiceUnavailable)
 			answer(w, r, nil, errDraining)
 			return
 		}
@@ -187,7 +188,7 @@ func knownType(eventType string) string {
 	if _, ok := event.KindOf(eventType); ok || event.IsFact(eventType) || eventType == event.Ping || eventType == event.SweepRequested {
 		return eventType
 	}
-	return "unknown"
+	return telemetry.Unknown
 }
 
 // deliver takes a tick or a follow-up.

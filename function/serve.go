@@ -61,7 +61,7 @@ type parts struct {
 
 func newServer(p parts) *server {
 	out := newOutgoing(p.delivery, p.entry, p.telemetry)
-	s := &server{entry: newEntry(p.entry, p.log), transport: out.transport, log: p.log, comeWithin: p.comeWithin, finishWithin: finishWithin, handBackWithin: handBackWithin}
+	s := &server{entry: newEntry(p.entry, p.telemetry.Metrics, p.log), transport: out.transport, log: p.log, comeWithin: p.comeWithin, finishWithin: finishWithin, handBackWithin: handBackWithin}
 	dispatcher := dispatch.New(p.db, out.build, out.followUps, dispatch.Options{Grace: cutOffAfter, Log: p.log})
 	var sendDue func(context.Context) error
 	switch {

@@ -88,14 +88,14 @@ func newWorld(ctx context.Context, c config.Config, clock func() time.Time, log 
 	}, nil
 }
 
-// close lets go of the database and sends what telemetry there still is.
+// close sends what telemetry there still is, and lets go of the database and the collector.
 func (w *world) close(ctx context.Context, log *slog.Logger) {
 	written := write(ctx, w.lives, log)
 	flush(ctx, w.telemetry, log)
 	written()
 	w.db.Close()
 	if err := w.telemetry.Shutdown(ctx); err != nil {
-		log.WarnContext(ctx, "telemetry is lost", "error", err)
+		log.WarnContext(ctx, "the collector is not let go of", "error", err)
 	}
 }
 

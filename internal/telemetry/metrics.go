@@ -45,7 +45,7 @@ func newMetrics(m metric.Meter) (*Metrics, error) {
 	seconds := []float64{0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600}
 	late := []float64{1, 5, 15, 30, 60, 120, 300, 600, 1800}
 	metrics := &Metrics{
-		sweepDuration:   b.seconds("reservation_expiry.sweep.duration", "Time from a sweep's start to its answer, by outcome.", seconds),
+		sweepDuration:   b.seconds("reservation_expiry.sweep.duration", "Time from a sweep's start until its end is recorded, by outcome.", seconds),
 		sweepSkipped:    b.counter("reservation_expiry.sweep.skipped", "{tick}", "Ticks that ran no sweep, by reason."),
 		sweepLast:       b.gaugeSeconds("reservation_expiry.sweep.last_finished", "Unix time at which the newest finished sweep ended whose levels were measured."),
 		sweepAge:        b.gaugeSeconds("reservation_expiry.sweep.age", "Age of the newest sweep that had finished when a sweep began."),
@@ -126,8 +126,8 @@ func (m *Metrics) StepTried(ctx context.Context, step, outcome string, took time
 	}
 }
 
-// EventAnswered records the HTTP status with which an event was answered. The type of an event that this service
-// does not know is "other": a sender must not be able to invent series.
+// EventAnswered records the HTTP status with which an event was answered. The type of one that this service does not
+// know, or did not read, is Unknown: a sender must not be able to invent series.
 func (m *Metrics) EventAnswered(ctx context.Context, eventType string, status int) {
 	m.events.Add(ctx, 1, metric.WithAttributes(semconv.CloudEventsEventType(eventType), semconv.HTTPResponseStatusCode(status)))
 }
