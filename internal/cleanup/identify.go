@@ -50,6 +50,11 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
+	if v.id != "" && v.from == theDisk {
+		if v, err = a.newer(ctx, c, disk.Key{User: c.UserID, Name: id.DiskName}, v); err != nil {
+			return result{}, err
+		}
+	}
 	id.VolumeID, id.Misnamed, id.Last = v.id, v.misnamed, v.last
 	if v.misnamed != "" {
 		said = append(said, fmt.Sprintf("the row names volume %s", v.misnamed))

@@ -335,3 +335,35 @@ func TestWhatTheRowAloneNamesIsKeptWhateverHasBecomeOfIt(t *testing.T) {
 		})
 	}
 }
+
+// The disk's row may still name the volume of whoever had the disk before.
+func TestOfAVolumeThatOnlyTheDisksRowNamesTheTagsMayKnowBetter(t *testing.T) {
+	t.Parallel()
+	key := disk.Key{User: "alice", Name: "default"}
+	const before, within = 30 * time.Hour, time.Hour
+	for name, c := range map[string]struct {
+		row, other time.Duration // how long ago they were made; 0: not there
+		kept       string
+	}{
+		"there is no other":                      {row: before, kept: volume},
+		"the other was made before, too":         {row: before, other: before, kept: volume},
+		"the other was made for the reservation": {row: before, other: within, kept: secondVolume},
+		"both were made in its time":             {row: within, other: within, kept: volume},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.stand(t)
+			w.nameNoVolume(t)
+			w.exec(t, "update disks set ebs_volume_id = $1", volume)
+			delete(w.pods, podKey)
+			w.tagged = []disk.Volume{{ID: volume, Tags: key.Tags(), CreatedAt: w.now().Add(-c.row)}}
+			if c.other != 0 {
+				w.tagged = append(w.tagged, disk.Volume{ID: secondVolume, Tags: key.Tags(), CreatedAt: w.now().Add(-c.other)})
+			}
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.True(t, w.made("keep "+c.kept), w.step(t, postgres.StepIdentify))
+		})
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
 // named are the volumes that may be the disk, by what names them, each empty where nothing does.
@@ -118,7 +119,35 @@ func (n named) by() string {
 	case n.former != "":
 		return "its former life"
 	}
-	return "the disk"
+	return theDisk
+}
+
+// theDisk names a volume by the disk's row, of which nobody says when it was written.
+const theDisk = "the disk"
+
+// newer is the volume that was made for the reservation, by the disk's tags, where the disk's row alone names another: that
+// may be of whoever had the disk before.
+func (a *Action) newer(ctx context.Context, c postgres.CleanupRecord, k disk.Key, v answer) (answer, error) {
+	if k.User == "" || k.Name == "" {
+		return v, nil
+	}
+	tagged, err := a.tagged(ctx, k)
+	if err != nil {
+		return answer{}, err
+	}
+	var made []string
+	for _, t := range tagged {
+		if hadVolume(c, t) {
+			made = append(made, t.ID)
+		}
+	}
+	switch {
+	case len(made) == 0 || slices.Contains(made, v.id):
+		return v, nil
+	case len(made) == 1:
+		return answer{id: made[0], from: "its tags", misnamed: v.misnamed}, nil
+	}
+	return answer{undecided: append(made, v.id), misnamed: v.misnamed}, nil
 }
 
 // last returns the volume with which to go on where all are gone or set aside: one of which our books do not know what
