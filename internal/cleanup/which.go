@@ -24,29 +24,22 @@ func (n named) ids() []string {
 }
 
 // left is n without the volumes that are no disk's any more: EC2 does not have them (known are those that it has), or our
-// own books have set them aside since, or deleted. The books are newer than what the row names and the former life had.
-// The pod's home is newer than they, and of what the pod has else, or the disk's row names, they leave one at least.
+// own books have set them aside, or deleted. The books are newer than what the row names and the former life had, unless
+// the pod or the disk's row names it as well: then somebody has found a use for it.
 func (n named) left(known map[string]disk.Volume, aside []string) named {
 	gone := func(id string) bool { _, ok := known[id]; return !ok }
-	over := func(id string) bool { return gone(id) || slices.Contains(aside, id) }
+	over := func(id string) bool {
+		used := id == n.home || id == n.disk || slices.Contains(n.pod, id)
+		return gone(id) || !used && slices.Contains(aside, id)
+	}
 	without := func(drop func(string) bool, id string) string {
 		if drop(id) {
 			return ""
 		}
 		return id
 	}
-	l := named{row: without(over, n.row), home: without(gone, n.home), former: without(over, n.former), disk: without(over, n.disk)}
-	if n.row == n.home {
-		l.row = l.home
-	}
-	l.pod = slices.DeleteFunc(slices.Clone(n.pod), over)
-	if len(l.pod) == 0 {
-		l.pod = slices.DeleteFunc(slices.Clone(n.pod), gone)
-	}
-	if len(l.ids()) == 0 {
-		l.disk = without(gone, n.disk)
-	}
-	return l
+	return named{row: without(over, n.row), home: without(gone, n.home), former: without(over, n.former), disk: without(gone, n.disk),
+		pod: slices.DeleteFunc(slices.Clone(n.pod), gone)}
 }
 
 // answer is which volume is the disk.
@@ -142,12 +135,13 @@ func (a *Action) newer(ctx context.Context, c postgres.CleanupRecord, k disk.Key
 		}
 	}
 	switch {
-	case len(made) == 0 || slices.Contains(made, v.id):
+	case len(made) == 0 || len(made) == 1 && made[0] == v.id:
 		return v, nil
 	case len(made) == 1:
 		return answer{id: made[0], from: "its tags", misnamed: v.misnamed}, nil
 	}
-	return answer{undecided: append(made, v.id), misnamed: v.misnamed}, nil
+	made = slices.Compact(slices.Sorted(slices.Values(append(made, v.id))))
+	return answer{undecided: made, misnamed: v.misnamed}, nil
 }
 
 // last returns the volume with which to go on where all are gone or set aside: one of which our books do not know what

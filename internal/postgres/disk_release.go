@@ -10,7 +10,6 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/event"
-	"gpudev.internal/reservation-expiry/internal/fault"
 )
 
 // RecordDetach records, before EC2 is asked, that the volume is about to be detached, plainly or by force. Plain ones
@@ -110,9 +109,9 @@ func (db *DB) ReleaseDisk(ctx context.Context, s SnapshotRecord, fate VolumeFate
 // disk, which the platform restores from what snapshots there are. Its row says so where no operation of the
 // platform's is under way. Nothing is lost where the volume was deleted beside a snapshot that holds it, by an earlier
 // cleanup or before this one began again: then the disk is just released. confirm is called under the disk's lock and
-// fails where the volume is there after all. While a snapshot of the cleanup's may yet complete the verdict is DiskBusy.
-// A disk whose row names another volume is not freed, for people to look: that is a permanent error.
-func (db *DB) SettleLost(ctx context.Context, reservationID, detail string, confirm func(context.Context) error) (lost bool, verdict DiskVerdict, err error) {
+// fails where the volume is there after all, or another that the disk's row names instead, empty for none. While a snapshot
+// of the cleanup's may yet complete the verdict is DiskBusy.
+func (db *DB) SettleLost(ctx context.Context, reservationID, detail string, confirm func(ctx context.Context, another string) error) (lost bool, verdict DiskVerdict, err error) {
 	verdict, err = db.underDisk(ctx, reservationID, func(ctx context.Context, tx pgx.Tx, d lockedDisk) error {
 		var hope bool
 		var another string
@@ -123,20 +122,16 @@ func (db *DB) SettleLost(ctx context.Context, reservationID, detail string, conf
 			       not exists (select from expiry.snapshots
 			                   where volume_id = $2 and user_id = $3 and disk_name = $4
 			                     and volume_deleted_at is not null and state in ('completed', 'purged')),
-			       coalesce((select `+volumeIn("ebs_volume_id")+` from disks where disk_id::text = $5 and not exists (
-			           select from expiry.snapshots k
-			           where k.volume_id = `+volumeIn("disks.ebs_volume_id")+` and k.volume_deleted_at is not null)), $2)`,
+			       coalesce((select nullif(`+volumeIn("ebs_volume_id")+`, $2) from disks where disk_id::text = $5), '')`,
 			reservationID, d.volume, d.user, d.name, d.id).Scan(&hope, &lost, &another)
 		switch {
 		case err != nil:
 			return err
 		case hope:
 			return errDiskBusy
-		case another != d.volume:
-			return fault.Errorf(fault.Permanent, "volume %s is gone, but disk %q of %s names volume %s: it stays locked until ebs_volume_id of its row or the reservation's is put right",
-				d.volume, d.name, d.user, another)
 		}
-		if err := acting(ctx, confirm); err != nil {
+		err = acting(ctx, func(ctx context.Context) error { return confirm(ctx, another) })
+		if err != nil {
 			return err
 		}
 		problem, outcome, found := detail, OutcomeLost, detail

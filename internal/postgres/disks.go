@@ -64,9 +64,10 @@ func (db *DB) underDisk(ctx context.Context, reservationID string, act func(cont
 		case DiskSuperseded:
 			return supersede(ctx, tx, reservationID, why)
 		case DiskRevived:
-			live, err := recordRevived(ctx, tx, reservationID)
-			if err != nil || live {
-				return err
+			if d.live {
+				if live, err := recordRevived(ctx, tx, reservationID); err != nil || live {
+					return err
+				}
 			}
 			return ensureRequested(ctx, tx, reservationID, string(Cleanup))
 		}
@@ -108,7 +109,8 @@ type lockedDisk struct {
 	holder string // the reservation that the row names, whether it is in use or not
 
 	settled, released bool
-	live, vanished    bool   // the reservation; live also where it was, since the cleanup was asked for
+	live, vanished    bool   // the reservation
+	endedAgain        bool   // it was live since the cleanup was asked for
 	otherCleanup      bool   // a further one of the same disk is under way
 	namedBy           string // a live reservation on the same volume, or that has its server on the same disk
 	otherDisk         string // a further row of disks with the same volume
@@ -155,9 +157,9 @@ func scanLocked(ctx context.Context, tx pgx.Tx, reservationID string) (lockedDis
 	}
 	err = tx.QueryRow(ctx, `
 		select exists (select from reservations own where own.reservation_id = $1
-		                 and coalesce(own.status, '') not in ('expired', 'cancelled', 'failed'))
-		           or exists (select from expiry.cleanups c left join reservations r using (reservation_id)
-		                      where c.reservation_id = $1 and `+endedAgain+`),
+		                 and coalesce(own.status, '') not in ('expired', 'cancelled', 'failed')),
+		       exists (select from expiry.cleanups c left join reservations r using (reservation_id)
+		               where c.reservation_id = $1 and `+endedAgain+`),
 		       not exists (select from reservations own where own.reservation_id = $1),
 		       exists (select from expiry.cleanups o
 		               where o.reservation_id <> $1 and o.settled_at is null and o.user_id = $2 and o.disk_name = $3),
@@ -165,7 +167,7 @@ func scanLocked(ctx context.Context, tx pgx.Tx, reservationID string) (lockedDis
 		                 where l.reservation_id <> $1 and `+hasDisk("$2", "$3", "$4", setOf("$6"))+`), ''),
 		       coalesce((select min(o.user_id || '/' || o.disk_name) from disks o
 		                 where `+volumeIn("o.ebs_volume_id")+` = $4 and o.disk_id::text <> $5), '')`,
-		reservationID, d.user, d.name, d.volume, d.id, d.locker()).Scan(&d.live, &d.vanished, &d.otherCleanup, &d.namedBy, &d.otherDisk)
+		reservationID, d.user, d.name, d.volume, d.id, d.locker()).Scan(&d.live, &d.endedAgain, &d.vanished, &d.otherCleanup, &d.namedBy, &d.otherDisk)
 	return d, err
 }
 
@@ -203,7 +205,7 @@ func (d lockedDisk) verdict() (DiskVerdict, string) {
 	switch {
 	case d.settled:
 		return DiskSettled, "the disk's part of the cleanup is over"
-	case d.live:
+	case d.live || d.endedAgain:
 		return DiskRevived, "the reservation is live, or was since"
 	case d.released:
 		return DiskReleased, "the disk is released"

@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
-	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
@@ -80,7 +79,7 @@ func TestAnActThatFailsIsToldAndLeavesTheRowsAsTheyWere(t *testing.T) {
 		require.ErrorIs(t, err, throttled)
 		require.Equal(t, "old", text(t, db, "select reservation_id from disks where in_use"))
 		exec(t, db, "update expiry.snapshots set state = 'error'")
-		_, _, err = db.SettleLost(t.Context(), "old", "lost", refuse)
+		_, _, err = db.SettleLost(t.Context(), "old", "lost", func(ctx context.Context, _ string) error { return refuse(ctx) })
 		require.ErrorIs(t, err, throttled)
 		require.Equal(t, "old", text(t, db, "select reservation_id from disks where in_use"))
 		require.Equal(t, "0", text(t, db, "select count(*)::text from expiry.facts where type like '%released%'"))
@@ -241,7 +240,7 @@ func TestWhileASnapshotMayYetCompleteNothingIsLost(t *testing.T) {
 				held(t, db, "old", "alice")
 				snapshotOf(t, db, "old")
 				exec(t, db, "update expiry.snapshots set state = $1", state)
-				_, verdict, err := db.SettleLost(t.Context(), "old", "it vanished", nil)
+				_, verdict, err := db.SettleLost(t.Context(), "old", "it vanished", func(context.Context, string) error { return nil })
 				require.NoError(t, err)
 				require.Equal(t, lost, verdict == postgres.DiskOurs)
 				require.Equal(t, lost, text(t, db, "select in_use::text from disks") == "false")
@@ -250,29 +249,23 @@ func TestWhileASnapshotMayYetCompleteNothingIsLost(t *testing.T) {
 	}
 }
 
-func TestADiskIsNotFreedForAVolumeThatIsGoneWhileItsRowNamesAnother(t *testing.T) {
+func TestWhoConfirmsThatAVolumeIsGoneIsToldWhichOtherTheDisksRowNames(t *testing.T) {
 	t.Parallel()
-	for name, deleted := range map[string]bool{"one of which nothing is known": false, "one that was deleted before": true} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			bothWays(t, func(t *testing.T, db *postgres.DB) {
-				held(t, db, "old", "alice")
-				exec(t, db, "update disks set ebs_volume_id = '"+otherVolume+"'")
-				if deleted {
-					exec(t, db, `insert into expiry.snapshots (intent_id, user_id, disk_name, volume_id, state, volume_deleted_at)
-						values (gen_random_uuid(), 'alice', 'default', '`+otherVolume+`', 'completed', now())`)
-				}
-				_, _, err := db.SettleLost(t.Context(), "old", "it vanished", nil)
-				if deleted {
-					require.NoError(t, err)
-				} else {
-					require.True(t, fault.Is(err, fault.Permanent), "%v", err)
-					require.ErrorContains(t, err, "names volume "+otherVolume)
-				}
-				require.Equal(t, deleted, text(t, db, "select in_use::text from disks") == "false")
-			})
-		})
-	}
+	bothWays(t, func(t *testing.T, db *postgres.DB) {
+		held(t, db, "old", "alice")
+		told := []string{}
+		confirm := func(_ context.Context, another string) error {
+			told = append(told, another)
+			return errors.New("it is there")
+		}
+		for _, column := range []string{"ebs_volume_id", "null", "'" + otherVolume + "'", "'aws://us-east-1a/" + otherVolume + "'"} {
+			exec(t, db, "update disks set ebs_volume_id = "+column)
+			_, _, err := db.SettleLost(t.Context(), "old", "it vanished", confirm)
+			require.Error(t, err)
+		}
+		require.Equal(t, []string{"", "", otherVolume, otherVolume}, told)
+		require.Equal(t, "true", text(t, db, "select in_use::text from disks"))
+	})
 }
 
 func TestOneAttemptStandsAtATime(t *testing.T) {

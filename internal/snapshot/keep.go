@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
@@ -92,9 +93,18 @@ func (k *Keeper) wait(ctx context.Context, c postgres.CleanupRecord, pause time.
 func (k *Keeper) lost(ctx context.Context, c postgres.CleanupRecord) (followup.Result, error) {
 	detail := fmt.Sprintf("volume %s vanished before reservation %s had made a snapshot of it; the disk's latest snapshot is older",
 		c.VolumeID, c.ReservationID)
-	lost, verdict, err := k.Store.SettleLost(ctx, c.ReservationID, detail, func(ctx context.Context) error {
+	lost, verdict, err := k.Store.SettleLost(ctx, c.ReservationID, detail, func(ctx context.Context, another string) error {
 		if err := k.expectGone(ctx, c.VolumeID); err != nil {
 			return err
+		}
+		if another != "" {
+			switch _, gone, err := k.volume(ctx, another); {
+			case err != nil:
+				return err
+			case !gone:
+				return fault.Errorf(fault.Permanent, "volume %s is gone, but disk %q of %s names volume %s: it stays locked until ebs_volume_id of its row or the reservation's is put right",
+					c.VolumeID, c.DiskName, c.UserID, another)
+			}
 		}
 		return k.removeClaim(ctx, c)
 	})

@@ -245,3 +245,69 @@ func TestAnOpenIntentOfAFormerLifeKeepsNoDiskLocked(t *testing.T) {
 	}
 	require.Equal(t, postgres.OutcomeLost, w.outcome(t), "after 20 hours: %+v, snapshots %s", last, w.snapshots(t))
 }
+
+// One life, never revived. Somebody rewrites reservation_ended again and again, all within an hour; the sync sees it.
+func TestDatesRewrittenWhileTheSnapshotIsUnderWayDelayTheEndOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.detach(t)
+	for range 8 {
+		for j := 0; j < 4 && w.snapshotsPending(t) == 0 && w.outcome(t) == "open"; j++ {
+			w.ask(t)
+			w.deliver(t, postgres.Cleanup)
+		}
+		if w.outcome(t) != "open" {
+			break
+		}
+		w.exec(t, "update reservations set reservation_ended = clock_timestamp()")
+		w.exec(t, "update expiry.cleanups set requested_at = requested_at - interval '2 minutes' where settled_at is null")
+		w.deliver(t, postgres.SnapshotSync)
+	}
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t), w.snapshots(t))
+}
+
+func (w *world) snapshotsPending(t *testing.T) int {
+	t.Helper()
+	return read[int](t, w, "select count(*)::int from expiry.snapshots where state = 'pending'")
+}
+
+// One life. The volume vanished; the disk's row names one of long ago that EC2 does not know either.
+func TestAStaleDiskRowKeepsNoLostDiskLocked(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.detach(t)
+	_, err := w.cloud.DeleteVolume(t.Context(), &ec2.DeleteVolumeInput{VolumeId: &w.volume})
+	require.NoError(t, err)
+	w.exec(t, "update disks set ebs_volume_id = 'vol-0123456789abcdef0'")
+	var last followup.Report
+	for range 12 {
+		if w.outcome(t) != "open" {
+			break
+		}
+		w.age(t, time.Hour)
+		last = w.deliver(t, postgres.Cleanup)
+	}
+	require.Equal(t, postgres.OutcomeLost, w.outcome(t), "%+v", last)
+}
+
+// The same with the whole cleanup, which asks EC2 for both and is told that neither exists.
+func TestAStaleDiskRowKeepsNoLostDiskLockedForTheWholeCleanupEither(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.detach(t)
+	_, err := w.cloud.DeleteVolume(t.Context(), &ec2.DeleteVolumeInput{VolumeId: &w.volume})
+	require.NoError(t, err)
+	w.exec(t, "update disks set ebs_volume_id = 'vol-0123456789abcdef0'")
+	w.exec(t, "update reservations set namespace = $2 where reservation_id = $1", w.id, w.cluster.Namespace)
+	w.exec(t, "delete from expiry.cleanup_steps")
+	w.whole(nil, 0)
+	var last followup.Report
+	for range 12 {
+		if w.outcome(t) != "open" {
+			break
+		}
+		w.age(t, time.Hour)
+		last = w.deliver(t, postgres.Cleanup)
+	}
+	require.Equal(t, postgres.OutcomeLost, w.outcome(t), "%+v", last)
+}
