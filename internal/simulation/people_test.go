@@ -30,7 +30,8 @@ type reservation struct {
 	volume                               string
 	entered                              time.Time // its present state, as far as the platform set it
 	died                                 time.Time
-	ticks                                int // that it has gone unsettled since the last fault
+	ticks                                int  // that it has gone unsettled since the last fault
+	helped                               bool // somebody has written its volume into its row
 }
 
 // savedDisk is what the platform knows of a disk.

@@ -110,6 +110,7 @@ func (c *checks) settled(busy bool) bool {
 			continue
 		}
 		whole = false
+		c.w.people.support(c.w, r, o.Errors)
 		if !busy && !c.nameTaken(r) {
 			r.ticks++
 		}
@@ -121,6 +122,17 @@ func (c *checks) settled(busy bool) bool {
 		select (select count(*) from expiry.snapshots where state in ('intended', 'pending'))::int
 		     + (select count(*) from disks where pending_snapshot_count > 0)::int`)[0]
 	return whole && unpublished == 0 && open == 0
+}
+
+// support does what the service asks somebody to do: it writes into the row which volume the disk was on.
+func (p *people) support(w *world, r *reservation, problem string) {
+	if r.helped || r.volume == "" || !strings.Contains(problem, "cannot tell") {
+		return
+	}
+	if p.write(w, r, statement{"update reservations set ebs_volume_id = $2 where reservation_id = $1", []any{r.id, r.volume}}) {
+		w.say("support", "writes that %s was on %s", r.id, r.volume)
+		r.helped, r.ticks = true, 0
+	}
 }
 
 // nameTaken reports whether a live reservation has the name of an ended one's pod: while it does, that pod is left alone.

@@ -151,6 +151,7 @@ func (w *world) calm() {
 	w.quiet = true
 	w.people.awayTil, w.people.otherTo = time.Time{}, time.Time{}
 	w.outside.EC2.Unstick()
+	w.outside.EC2.Sound = true
 	_, _ = w.data.db.Resume(context.Background())
 	w.faults.stop()
 	w.say("world", "---- nothing goes wrong any more")

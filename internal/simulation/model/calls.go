@@ -138,10 +138,10 @@ func (e *EC2) Snap(v *Volume, tags map[string]string, description string) *Snaps
 		s.Listed, s.Known = e.w.now.Add(e.w.between(0, 90*time.Second)), e.w.now.Add(e.w.between(0, 10*time.Second))
 	}
 	e.snapshots[s.ID] = s
-	fails := e.w.oneIn(12) && !e.Sound
+	fails := e.w.oneIn(12)
 	e.w.After(e.w.between(2*time.Second, 8*time.Minute), func() {
 		s.State, s.Progress = disk.SnapshotCompleted, "100%"
-		if fails {
+		if fails && !e.Sound {
 			s.State, s.StatusMessage = disk.SnapshotError, "Given snapshot could not be made"
 		}
 	})

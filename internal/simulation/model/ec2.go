@@ -18,7 +18,7 @@ type EC2 struct {
 	volumes   map[string]*Volume
 	snapshots map[string]*Snapshot
 	instances map[string]*disk.Instance
-	// Sound is set where no snapshot fails.
+	// Sound is set where, or from when on, no snapshot fails.
 	Sound bool
 }
 
