@@ -51,7 +51,8 @@ PACKAGES := ./function ./internal/snapshot ./internal/simulation ./internal/swee
 export GORACE ?= atexit_sleep_ms=50
 
 .PHONY: test
-test: lint lint-tools stack-up ## Everything, on the real components, from a bare machine
+test: ## Everything, on the real components, from a bare machine
+	@$(MAKE) --no-print-directory -j3 lint lint-tools stack-up || { $(MAKE) --no-print-directory stack-down; exit 1; }
 	set +e; set -a; source .stack/env; set +a; \
 	$(GO_TOOL) gotestsum --format pkgname -- -race -ldflags '-s -w' -parallel 8 -timeout 25m -skip $(COST) $(PACKAGES) \
 	&& go test -ldflags '-s -w' -count=1 -v -run $(COST) ./function | grep -vE '^=== |testdbconf' && $(MAKE) --no-print-directory test-tools; code=$$?; \

@@ -30,7 +30,7 @@ const (
 	toAnswer = 300 * time.Millisecond
 
 	bareStart = 8 * time.Millisecond
-	starts    = 15
+	starts    = 11
 	series    = 3
 )
 

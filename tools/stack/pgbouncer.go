@@ -60,6 +60,8 @@ auth_file = %s
 max_client_conn = 1000
 default_pool_size = 10
 server_idle_timeout = 5
+log_connections = 0
+log_disconnections = 0
 ignore_startup_parameters = extra_float_digits
 `
 
