@@ -24,7 +24,7 @@ const dearest = 1.15
 func TestTracingCostsASweepLittle(t *testing.T) { //nolint:paralleltest // each measurement wants the machine for itself
 	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) }))
 	t.Cleanup(sink.Close)
-	for _, platform := range []struct{ active, ending, rounds int }{{500, 2, 30}, {10_000, 10, 15}} { //nolint:paralleltest // see above
+	for _, platform := range []struct{ active, ending, rounds int }{{500, 2, 12}, {10_000, 10, 8}} { //nolint:paralleltest // see above
 		t.Run(strconv.Itoa(platform.active)+" active", func(t *testing.T) {
 			plain := newBusy(t, platform.active, platform.ending, sink.URL, "OTEL_TRACES_EXPORTER=none", "OTEL_METRICS_EXPORTER=none")
 			traced := newBusy(t, platform.active, platform.ending, sink.URL,
