@@ -45,7 +45,8 @@ demo-down: ## Stop what make demo KEEP=1 has left running
 COST := 'TestTracingCostsASweepLittle|TestAStartFromZeroIsFast'
 
 # The longest first, lest they run alone at the end.
-PACKAGES := ./function ./internal/snapshot ./internal/simulation ./internal/sweep ./internal/postgres ./internal/cleanup ./internal/manifests ./...
+PACKAGES := ./internal/snapshot ./function ./internal/manifests ./internal/sweep ./internal/cleanup ./internal/postgres ./internal/simulation \
+	./internal/lifecycle ./internal/kube ./...
 
 # At its exit a process waits for the race detector's last reports, by default a second for each of hundreds.
 export GORACE ?= atexit_sleep_ms=50
