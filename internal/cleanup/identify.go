@@ -74,7 +74,7 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 			said = append(said, fmt.Sprintf("volume %s of its former life is left as it is", c.FormerVolume))
 		}
 	case len(v.undecided) > 0:
-		d.unclear = "cannot tell on which of its volumes the pod had the user's home: " + strings.Join(v.undecided, ", ")
+		d.unclear = "cannot tell which of these volumes is the disk: " + strings.Join(v.undecided, ", ")
 		outcome, said = unclear, []string{d.unclear}
 	case v.last != "":
 		said = append(said, fmt.Sprintf("volume %s is no disk's any more", v.last))

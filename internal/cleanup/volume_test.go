@@ -152,7 +152,7 @@ func TestOfSeveralVolumesOfAPodTheOneWithTheHomeIsTheDisk(t *testing.T) {
 					return
 				}
 				for range 2 { // the second delivery knows it from the rows
-					require.Contains(t, w.step(t, postgres.StepDisk), "open: cannot tell on which of its volumes the pod had the user's home: ")
+					require.Contains(t, w.step(t, postgres.StepDisk), "open: cannot tell which of these volumes is the disk: ")
 					require.Equal(t, "open", w.outcome(t))
 					require.Equal(t, "true", read[string](t, w, "select in_use::text from disks"))
 					require.Empty(t, keys(w.records), "the rest goes on")
