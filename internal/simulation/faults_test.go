@@ -19,6 +19,7 @@ type faults struct {
 	death   int
 	race    int
 	outages map[string]outage
+	decide  func(p *process, service, what string) outcome // instead of chance; else nil
 }
 
 // outage is a time during which every call to a service fails.
@@ -82,8 +83,11 @@ func (f *faults) out(service string) bool {
 }
 
 // draw decides about one call.
-func (f *faults) draw(service string) outcome {
+func (f *faults) draw(p *process, service, what string) outcome {
 	f.calls++
+	if f.decide != nil {
+		return f.decide(p, service, what)
+	}
 	w := f.w
 	if f.out(service) {
 		f.count(service + ": out")
@@ -119,7 +123,7 @@ func (w *world) call(ctx context.Context, service, what string, effect func() er
 	if w.oneIn(w.faults.race) {
 		w.meanwhile(p)
 	}
-	switch o := w.faults.draw(service); o {
+	switch o := w.faults.draw(p, service, what); o {
 	case diesBefore, diesAfter:
 		if o == diesAfter {
 			_ = effect()
@@ -181,7 +185,7 @@ func (w *world) statement(ctx context.Context, p *process, word string) outcome 
 	if p.inTx == 0 && word != "commit" && w.oneIn(w.faults.race*3) {
 		w.meanwhile(p)
 	}
-	o := w.faults.draw(sql)
+	o := w.faults.draw(p, sql, word)
 	switch o {
 	case diesBefore, diesAfter:
 		w.say(p.name, "KILLED %s a statement: %s", beforeOrAfter(o == diesBefore), word)

@@ -33,7 +33,7 @@ func TestSimulation(t *testing.T) {
 	case *seedFlag != 0:
 		replay(t, *seedFlag)
 	case *workerFlag:
-		work(t, os.Stdin, os.NewFile(3, "reports"))
+		work(t, os.Stdin, os.NewFile(3, "reports"), run)
 	case *seedsFlag != 0:
 		many(t, *seedsFlag)
 	default:
@@ -41,10 +41,12 @@ func TestSimulation(t *testing.T) {
 		t.Logf("a fresh seed: %d", fresh)
 		d := newDatabase(t)
 		for _, seed := range append(seeds(*fromFlag, sample-1), fresh) {
-			failed(t, newWorld(d, seed, "").report())
+			failed(t, run(d, seed))
 		}
 	}
 }
+
+func run(d *database, seed uint64) report { return newWorld(d, seed, "").report() }
 
 func seeds(from uint64, n int) (all []uint64) {
 	for i := range n {
@@ -68,7 +70,7 @@ func many(t *testing.T, n int) {
 	var all sync.WaitGroup
 	for i := range min(*workersFlag, n) {
 		all.Go(func() {
-			if err := employ(i, to, func(r report) { tally.add(r); failed(t, r) }); err != nil {
+			if err := employ(t.Name(), i, to, func(r report) { tally.add(r); failed(t, r) }); err != nil {
 				t.Errorf("worker %d: %v", i, err)
 			}
 		})

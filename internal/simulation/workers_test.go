@@ -19,9 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// employ has a worker, a process of its own, run the seeds that come. It stays on one core together with the processes
-// that serve its database: to wake one on another core costs more than most statements do.
-func employ(n int, seeds <-chan uint64, done func(report)) error {
+// employ has a worker, a process of its own, run a test's seeds as they come. It stays on one core together with the
+// processes that serve its database: to wake one on another core costs more than most statements do.
+func employ(test string, n int, seeds <-chan uint64, done func(report)) error {
 	runtime.LockOSThread() // for good: a child begins on its parent's core, and the thread ends with this goroutine
 	var all, one unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &all); err != nil {
@@ -37,7 +37,7 @@ func employ(n int, seeds <-chan uint64, done func(report)) error {
 	}
 	defer func() { _ = out.Close() }()
 	var said bytes.Buffer
-	cmd := exec.Command(os.Args[0], "-test.run=^TestSimulation$", "-test.timeout=0", "-worker")
+	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.timeout=0", "-worker")
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &said, os.Stderr, []*os.File{reports}
 	in, err := cmd.StdinPipe()
 	if err == nil {
@@ -78,14 +78,14 @@ func nth(set *unix.CPUSet, n int) int {
 }
 
 // work runs each seed that comes in, and answers with its report.
-func work(t *testing.T, in io.Reader, out io.Writer) {
+func work(t *testing.T, in io.Reader, out io.Writer, run func(d *database, seed uint64) report) {
 	debug.SetGCPercent(400)
 	d := newDatabase(t)
 	answers := json.NewEncoder(out)
 	for lines := bufio.NewScanner(in); lines.Scan(); {
 		seed, err := strconv.ParseUint(lines.Text(), 10, 64)
 		if err == nil {
-			err = answers.Encode(newWorld(d, seed, "").report())
+			err = answers.Encode(run(d, seed))
 		}
 		if err != nil {
 			t.Error(err)
