@@ -88,12 +88,12 @@ func (db *DB) BeginStep(ctx context.Context, reservationID string, step Step) er
 // FinishStep records that nothing is left to do for a step, how it ended and, for people, what was found. The first
 // to finish it stands.
 func (db *DB) FinishStep(ctx context.Context, reservationID string, step Step, outcome, detail string) error {
-	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		return finishStep(ctx, tx, reservationID, step, outcome, detail)
-	})
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	return finishStep(ctx, db.pool, reservationID, step, outcome, detail)
 }
 
-func finishStep(ctx context.Context, tx pgx.Tx, reservationID string, step Step, outcome, detail string) error {
+func finishStep(ctx context.Context, tx executor, reservationID string, step Step, outcome, detail string) error {
 	_, err := tx.Exec(ctx, `
 		insert into expiry.cleanup_steps as s (reservation_id, step, finished_at, outcome, detail)
 		values ($1, $2, clock_timestamp(), $3, nullif($4, ''))

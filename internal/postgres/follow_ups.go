@@ -54,12 +54,12 @@ func scanFollowUp(row pgx.CollectableRow) (FollowUp, error) {
 
 // requestFollowUp makes a follow-up due now. Where it is due already nothing changes; where it is done, or is being
 // worked on, it becomes due again once more.
-func requestFollowUp(ctx context.Context, tx pgx.Tx, f FollowUp) error {
+func requestFollowUp(ctx context.Context, tx executor, f FollowUp) error {
 	return requestFollowUps(ctx, tx, []FollowUp{f})
 }
 
 // requestFollowUps is requestFollowUp for many at once, each given once.
-func requestFollowUps(ctx context.Context, tx pgx.Tx, all []FollowUp) error {
+func requestFollowUps(ctx context.Context, tx executor, all []FollowUp) error {
 	var kinds, keys, reservations, subjects, details []string
 	for _, f := range all {
 		detail := "{}" // a string: without a prepared statement pgx would send bytes as bytea
@@ -218,17 +218,13 @@ func (db *DB) FollowUpStanding(ctx context.Context, kind FollowUpKind, key strin
 // FinishFollowUp records that the claimed work is done and how it ended. Where it was asked for again meanwhile it
 // stays due. It reports whether the lease was still held; where it was not, nothing changed.
 func (db *DB) FinishFollowUp(ctx context.Context, f FollowUp, outcome string) (bool, error) {
-	var held bool
-	err := db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		var err error
-		held, err = finishFollowUp(ctx, tx, f, outcome)
-		return err
-	})
-	return held, err
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	return finishFollowUp(ctx, db.pool, f, outcome)
 }
 
 // finishFollowUp is FinishFollowUp inside the transaction that made the work done.
-func finishFollowUp(ctx context.Context, tx pgx.Tx, f FollowUp, outcome string) (bool, error) {
+func finishFollowUp(ctx context.Context, tx executor, f FollowUp, outcome string) (bool, error) {
 	tag, err := tx.Exec(ctx, `
 		update expiry.follow_ups
 		set state            = case when version = $4 then 'done' else 'due' end,

@@ -103,6 +103,11 @@ func (db *DB) inTx(ctx context.Context, work func(ctx context.Context, tx pgx.Tx
 	return err
 }
 
+// executor is a transaction, or the pool for a statement that is one by itself, which spares it two ways to the database.
+type executor interface {
+	Exec(ctx context.Context, statement string, args ...any) (pgconn.CommandTag, error)
+}
+
 // exec runs one statement by itself and returns how many rows it touched.
 func (db *DB) exec(ctx context.Context, statement string, args ...any) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)

@@ -253,15 +253,15 @@ func recordMade(ctx context.Context, tx pgx.Tx, intent uuid.UUID, made disk.Snap
 
 // requestSync makes a snapshot's sync due. At once: it is the sync that waits for EC2, and whoever has asked for it may
 // be the last to send anything until the next tick.
-func requestSync(ctx context.Context, tx pgx.Tx, intent uuid.UUID, snapshotID, reservationID string) error {
+func requestSync(ctx context.Context, tx executor, intent uuid.UUID, snapshotID, reservationID string) error {
 	return requestFollowUp(ctx, tx, FollowUp{Kind: SnapshotSync, Key: intent.String(), ReservationID: reservationID, Subject: snapshotID})
 }
 
 // RequestSync asks for the sync of a snapshot that waits for one. Where that is due nothing changes.
 func (db *DB) RequestSync(ctx context.Context, s SnapshotRecord) error {
-	return db.inTx(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		return requestSync(ctx, tx, s.IntentID, s.SnapshotID, s.ReservationID)
-	})
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	return requestSync(ctx, db.pool, s.IntentID, s.SnapshotID, s.ReservationID)
 }
 
 // LookedInVain counts a look for what an intent may have made.
