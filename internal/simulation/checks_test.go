@@ -77,21 +77,16 @@ func (c *checks) require(invariant string, holds bool, format string, args ...an
 	c.w.say("VIOLATION", "%s: %s", v.invariant, v.what)
 }
 
-// row is what the checks need of a row of either table.
+// row is what the checks need of a row of either table: see audited.
 type row struct {
 	Status        string  `json:"status"`
 	ExpiresAt     *string `json:"expires_at"`
-	CreatedAt     *string `json:"created_at"`
 	DetailStatus  string  `json:"current_detailed_status"`
-	PodName       string  `json:"pod_name"`
 	UserID        string  `json:"user_id"`
 	DiskName      string  `json:"disk_name"`
 	InUse         bool    `json:"in_use"`
 	ReservationID string  `json:"reservation_id"`
 	Pending       int     `json:"pending_snapshot_count"`
-	Count         int     `json:"snapshot_count"`
-	DeleteDate    *string `json:"delete_date"`
-	IsDeleted     bool    `json:"is_deleted"`
 }
 
 func (r *row) deadline() (time.Time, bool) {

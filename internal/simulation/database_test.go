@@ -29,6 +29,7 @@ type database struct {
 
 	clock  time.Time             // what the database is to take for now
 	told   time.Time             // what it does take for now
+	open   *line                 // whose transaction has yet to be committed, before anything else is sent
 	inside bool                  // a statement of the simulation's own
 	wrote  map[*pgx.Conn]writing // in a transaction that is open
 	now    writing               // by the statement that runs
@@ -51,19 +52,8 @@ create unlogged sequence sim.ids;
 create function sim.gen_random_uuid() returns uuid language sql volatile as
     $$ select lpad(to_hex(nextval('sim.ids')), 32, '0')::uuid $$;
 create table sim.audit (
-    n bigint generated always as identity primary key, at timestamptz, who text, what text, id text,
-    old_status text, new_status text, deadline timestamptz, old_row jsonb, new_row jsonb
+    n bigint generated always as identity primary key, at timestamptz, who text, what text, id text, old_row json, new_row json
 );
-create function sim.audit() returns trigger language plpgsql as $$
-declare
-    o jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) end;
-    n jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) end;
-begin
-    insert into sim.audit (at, who, what, id, old_row, new_row)
-    values (clock_timestamp(), current_setting('sim.who', true), tg_table_name,
-            coalesce(n, o) ->> case tg_table_name when 'disks' then 'disk_id' else 'reservation_id' end, o, n);
-    return null;
-end $$;
 `
 
 // unlogged takes from the tables what brings them back after a crash: those first to which none that has it refers.
@@ -81,10 +71,25 @@ do $$ declare one regclass; begin
 end $$;
 `
 
-const simTriggers = `
-create trigger audit after insert or update or delete on reservations for each row execute function sim.audit();
-create trigger audit after insert or update or delete on disks for each row execute function sim.audit();
-`
+// audited has every change of a table's rows logged, with those of the columns that the checks look at.
+func audited(table, id string, columns ...string) string {
+	seen := func(row string) string {
+		var pairs []string
+		for _, c := range columns {
+			pairs = append(pairs, fmt.Sprintf("'%s', %s.%[1]s", c, row))
+		}
+		return "json_build_object(" + strings.Join(pairs, ", ") + ")"
+	}
+	return fmt.Sprintf(`
+create function sim.audit_%[1]s() returns trigger language plpgsql as $$ begin
+    insert into sim.audit (at, who, what, id, old_row, new_row)
+    values (clock_timestamp(), current_setting('sim.who', true), '%[1]s', coalesce(new.%[2]s, old.%[2]s),
+            case when tg_op <> 'INSERT' then %[3]s end, case when tg_op <> 'DELETE' then %[4]s end);
+    return null;
+end $$;
+create trigger audit after insert or update or delete on %[1]s for each row execute function sim.audit_%[1]s();
+`, table, id, seen("old"), seen("new"))
+}
 
 func newDatabase(t testing.TB) *database {
 	t.Helper()
@@ -121,7 +126,9 @@ func newDatabase(t testing.TB) *database {
 	require.NoError(t, postgres.MigratePlatformTables(ctx, d.url))
 	require.NoError(t, postgres.Migrate(ctx, d.url))
 	d.users, d.broom = d.connect(), d.connect()
-	d.run(d.users, simTriggers+"set sim.who = 'user'")
+	d.run(d.users, audited("reservations", "reservation_id", "status", "expires_at", "current_detailed_status")+
+		audited("disks", "disk_id", "user_id", "disk_name", "in_use", "reservation_id", "pending_snapshot_count")+
+		"set sim.who = 'user'")
 	var tables []string
 	sweep := ""
 	for _, table := range column[string](d, `
@@ -212,7 +219,7 @@ func (d *database) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx
 		}
 		return ctx
 	}
-	if word == "begin" && (p.dead || d.world.faults.out(sql) || !d.world.oneIn(4)) {
+	if word == "begin" && (p.dead || d.world.faults.out(sql) || !d.world.oneIn(20)) {
 		p.inTx++ // that a begin fails costs the connection and all that was prepared on it: mostly what comes next does
 		return ctx
 	}

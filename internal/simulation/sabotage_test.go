@@ -40,7 +40,7 @@ var sabotages = map[string]string{
 func TestEveryInvariantCanBeSeenToBreak(t *testing.T) {
 	t.Parallel()
 	const seeds = 150 // most break within the first few
-	begin := map[string]uint64{eventsAreHints: 109, brokenAlone: 16, newIsSafe: 296}
+	begin := map[string]uint64{eventsAreHints: 181, brokenAlone: 16, newIsSafe: 324}
 	d := newDatabase(t)
 	for _, invariant := range invariants {
 		broken, first := uint64(0), max(begin[invariant], 1)

@@ -40,6 +40,7 @@ type service struct {
 	own        bool // it is its own sink: rows are sent as they become due
 	keep       bool // KEEP_VOLUMES
 	polling    bool
+	stale      bool       // due is
 	due        *time.Time // of the row that comes next
 	begun      int        // processes
 }
@@ -169,14 +170,16 @@ func (s *service) deliver(p *process, e ce.Event) error {
 
 // poll sends what has become due, where the service is its own sink. again says that this may have changed.
 func (s *service) poll(again bool) {
-	if !s.own {
+	s.stale = s.stale || again
+	if !s.own || s.polling {
 		return
 	}
-	if again {
+	if s.stale {
+		s.stale = false
 		s.due = column[*time.Time](s.w.data, `
 			select min(greatest(due_at, ask_again_at, lease_expires_at)) from expiry.follow_ups where state = 'due'`)[0]
 	}
-	if s.due == nil || s.polling || s.due.Sub(s.w.now()) > tickEvery {
+	if s.due == nil || s.due.Sub(s.w.now()) > tickEvery {
 		return
 	}
 	s.polling = true

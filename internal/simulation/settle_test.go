@@ -117,11 +117,10 @@ func (c *checks) settled(busy bool) bool {
 		stuck := o.Stuck >= 9 // it goes on hourly
 		c.require(cleanedUp, r.ticks <= ticksToSettle || stuck && r.ticks <= 16, "%s is %s and not cleaned up after %d quiet ticks: %s", o.ID, o.Status, r.ticks, o.Errors)
 	}
-	unpublished := column[int](c.w.data, "select count(*)::int from expiry.facts where published_at is null")[0]
-	open := column[int](c.w.data, `
-		select (select count(*) from expiry.snapshots where state in ('intended', 'pending'))::int
-		     + (select count(*) from disks where pending_snapshot_count > 0)::int`)[0]
-	return whole && unpublished == 0 && open == 0
+	return whole && column[int](c.w.data, `
+		select (select count(*) from expiry.facts where published_at is null)::int
+		     + (select count(*) from expiry.snapshots where state in ('intended', 'pending'))::int
+		     + (select count(*) from disks where pending_snapshot_count > 0)::int`)[0] == 0
 }
 
 // support does what the service asks somebody to do: it writes into the row which volume the disk was on.
