@@ -1,6 +1,8 @@
 package simulation
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -15,8 +17,9 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// line is a connection to the database that saves ways: the time that the database is to take for now, and a begin, go
-// along with the statement that comes next. Their answers are dropped, and a begin is answered at once.
+// line is a connection to the database that saves ways: the time that the database is to take for now, a begin, and a
+// commit of what has not failed go along with the statement that comes next. Their answers are dropped; a begin and a
+// commit are answered at once.
 type line struct {
 	net.Conn
 	d *database
@@ -25,6 +28,8 @@ type line struct {
 	reading  bool
 	prepared bool              // what is sent by the line itself
 	held     bool              // a begin
+	ended    bool              // held is a commit, too, which comes first
+	status   byte              // of the transaction, as last heard
 	kept     map[string]string // statements without arguments that are prepared, and their names
 	drop     int               // so many answers,
 	until    byte              // which end with this message
@@ -50,8 +55,11 @@ func (d *database) dial(config *pgx.ConnConfig) {
 }
 
 var (
-	begin = encode(&pgproto3.Query{String: "begin"})
-	begun = encode(&pgproto3.CommandComplete{CommandTag: []byte("BEGIN")}, &pgproto3.ReadyForQuery{TxStatus: 'T'})
+	begin     = encode(&pgproto3.Query{String: "begin"})
+	commit    = encode(&pgproto3.Query{String: "commit"})
+	committed = encode(&pgproto3.CommandComplete{CommandTag: []byte("COMMIT")}, &pgproto3.ReadyForQuery{TxStatus: 'I'})
+	ready     = encode(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+	begun     = encode(&pgproto3.CommandComplete{CommandTag: []byte("BEGIN")}, &pgproto3.ReadyForQuery{TxStatus: 'T'})
 )
 
 func encode(messages ...interface {
@@ -66,17 +74,30 @@ func encode(messages ...interface {
 // Write sends with a statement what has to come before it.
 func (l *line) Write(b []byte) (int, error) {
 	size := len(b)
+	statement := strings.IndexByte("BPQ", b[0]) >= 0
+	if open := l.d.open; open != nil && (open != l || !statement) {
+		if err := open.flush(); err != nil {
+			return 0, err
+		}
+	}
 	l.mu.Lock()
-	if slices.Equal(b, begin) && !l.reading {
+	switch {
+	case l.reading:
+	case slices.Equal(b, begin):
 		l.held, l.out = true, append(l.out, begun...)
 		l.mu.Unlock()
-		return len(b), nil
+		return size, nil
+	case slices.Equal(b, commit) && l.status == 'T' && !l.held:
+		l.ended, l.status, l.d.open = true, 'I', l
+		l.out = append(l.out, committed...)
+		l.mu.Unlock()
+		return size, nil
 	}
 	if b[0] == 'Q' {
 		b = l.extended(b)
 	}
 	var first []byte
-	if strings.IndexByte("BPQ", b[0]) >= 0 && (l.held || !l.d.clock.Equal(l.d.told)) {
+	if statement && (l.held || l.ended || !l.d.clock.Equal(l.d.told)) {
 		first = l.before(b[0] == 'Q')
 	}
 	l.mu.Unlock()
@@ -109,12 +130,13 @@ func (l *line) extended(b []byte) []byte {
 // before is a begin that was held back, and what sets the database's clock. Before a statement of the simple protocol it
 // has to be closed by a Sync, which costs an answer.
 func (l *line) before(simple bool) (first []byte) {
-	if !l.prepared {
-		first = encode(&pgproto3.Parse{Name: "begin", Query: "begin"},
-			&pgproto3.Parse{Name: "clock", Query: "select setval('sim.clock', $1)", ParameterOIDs: []uint32{pgtype.Int8OID}})
-		l.prepared = true
-	}
+	first = l.prepare()
 	l.drop, l.until = 0, 'C'
+	if l.ended {
+		first = append(first, encode(&pgproto3.Bind{PreparedStatement: "commit"}, &pgproto3.Execute{})...)
+		l.ended, l.d.open = false, nil
+		l.drop++
+	}
 	if l.held {
 		first = append(first, encode(&pgproto3.Bind{PreparedStatement: "begin"}, &pgproto3.Execute{})...)
 		l.held = false
@@ -133,6 +155,49 @@ func (l *line) before(simple bool) (first []byte) {
 	return first
 }
 
+// prepare has what the line itself sends prepared, once.
+func (l *line) prepare() []byte {
+	if l.prepared {
+		return nil
+	}
+	l.prepared = true
+	return encode(&pgproto3.Parse{Name: "begin", Query: "begin"}, &pgproto3.Parse{Name: "commit", Query: "commit"},
+		&pgproto3.Parse{Name: "clock", Query: "select setval('sim.clock', $1)", ParameterOIDs: []uint32{pgtype.Int8OID}})
+}
+
+// flush commits what has yet to be: somebody else is to see it.
+func (l *line) flush() error {
+	l.ended, l.d.open = false, nil
+	_, err := l.Conn.Write(append(l.prepare(), encode(&pgproto3.Bind{PreparedStatement: "commit"}, &pgproto3.Execute{}, &pgproto3.Sync{})...))
+	var answer []byte
+	for buffer := make([]byte, 512); err == nil && statusAt(answer) == 0; {
+		var n int
+		n, err = l.Conn.Read(buffer)
+		answer = append(answer, buffer[:n]...)
+	}
+	if err == nil && !bytes.HasSuffix(answer, committed) {
+		err = fmt.Errorf("commit: %q", answer)
+	}
+	return err
+}
+
+// statusAt is the transaction's status at the end of an answer, 0 where that is still to come.
+func statusAt(answer []byte) byte {
+	at := len(answer) - 1
+	if !bytes.HasSuffix(answer[:max(at, 0)], ready[:len(ready)-1]) {
+		return 0
+	}
+	return answer[at]
+}
+
+// Close commits what has yet to be.
+func (l *line) Close() error {
+	if l.ended {
+		_ = l.flush()
+	}
+	return l.Conn.Close()
+}
+
 // Read hands on what is not dropped.
 func (l *line) Read(b []byte) (int, error) {
 	l.mu.Lock()
@@ -143,6 +208,7 @@ func (l *line) Read(b []byte) (int, error) {
 		n, err := l.Conn.Read(b)
 		l.mu.Lock()
 		l.reading = false
+		l.status = cmp.Or(statusAt(b[:n]), l.status)
 		if l.drop == 0 || err != nil {
 			return n, err
 		}
