@@ -32,7 +32,7 @@ const (
 var kinds = []kind{
 	{what: "a bystander", keeps: true, ends: 5 * time.Hour, disk: "used", domain: "calm-sea", then: func(w *world, r *reservation) { w.people.backUp(w, r) }},
 	{what: "half an hour to go", ends: 28 * time.Minute, then: extendedLater},
-	{what: "a quarter to go", ends: 14 * time.Minute, disk: "quarter", then: extendedLater},
+	{what: "a quarter to go", ends: 15*time.Minute - 5*time.Second, disk: "quarter", then: extendedLater},
 	{what: "five minutes to go", ends: 5*time.Minute - 5*time.Second},
 	{what: "past its end, with a disk", keeps: true, ends: overdue, disk: "work", domain: "grumpy-bear", then: func(w *world, r *reservation) {
 		w.outside.EC2.Volume(r.volume).Left = true // its driver forgets it
@@ -75,7 +75,7 @@ func nodeOf(master string) string {
 
 // extendedLater has the user extend once the warning must have come.
 func extendedLater(w *world, r *reservation) {
-	w.in(510*time.Second, "people", func() {
+	w.in(450*time.Second, "people", func() {
 		w.people.write(w, r, statement{"update reservations set expires_at = expires_at + interval '5 hours' where reservation_id = $1", []any{r.id}})
 	})
 }

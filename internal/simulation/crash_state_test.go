@@ -89,6 +89,8 @@ func (s *stage) state() string {
 var whoever = strings.NewReplacer(
 	// Who purges what a dead process has purged without saying so finds it gone already.
 	"outcome already_gone", "outcome purged", "detail it is gone, ", "",
+	// A cleanup that comes back after the sync, which has gone on meanwhile, finds its disk released.
+	"outcome snapshotting", "outcome released",
 	// What a dead process had in hand is asked for again after four minutes: of the last five that may be too late.
 	"announced of five minutes to go: reservation.warned.v1, ", "announced of five minutes to go: ",
 	"warning, five minutes to go: outcome sent", "warning, five minutes to go: outcome void",

@@ -68,7 +68,7 @@ func TestAProcessMayDieAtEveryCall(t *testing.T) {
 		return
 	}
 	calls := map[string]int{}
-	var points []death
+	var points []uint64
 	for _, kept := range []bool{false, true} {
 		s := newStage(d, death{kept: kept})
 		judge(s.report())
@@ -80,24 +80,11 @@ func TestAProcessMayDieAtEveryCall(t *testing.T) {
 	}
 	picked := stacktest.CrashPoints(t, points, 2)
 	if os.Getenv("CRASH_EVERY") == "" {
-		for _, p := range picked {
-			judge(outlive(d, p.seed()))
+		for _, seed := range picked {
+			judge(outlive(d, seed))
 		}
 	} else {
-		to := make(chan uint64, len(picked))
-		for _, p := range picked {
-			to <- p.seed()
-		}
-		close(to)
-		var all sync.WaitGroup
-		for i := range *workersFlag {
-			all.Go(func() {
-				if err := employ(t.Name(), i, to, judge); err != nil {
-					t.Errorf("worker %d: %v", i, err)
-				}
-			})
-		}
-		all.Wait()
+		many(t, picked, judge)
 	}
 	t.Logf("calls %v, %d crash points, %d tried in process, %d ended differently", calls, len(points), len(picked), differ)
 }
@@ -113,7 +100,7 @@ type stage struct {
 	first map[string]map[string][]map[string]any // the platform's rows then
 	made  []string                               // calls and statements
 	dies  death
-	died  bool
+	died  time.Time
 }
 
 func newStage(d *database, dies death) *stage {
@@ -153,7 +140,7 @@ func (s *stage) decide(p *process, service, what string) outcome {
 	if len(s.made) != s.dies.call {
 		return passes
 	}
-	s.died = true
+	s.died = s.now()
 	s.faults.count("process: killed at a call")
 	for _, r := range s.people.all {
 		r.ticks = 0
@@ -176,15 +163,15 @@ var (
 
 // points are where a process may die, each world once: a look that is repeated while a process waits is one. Where
 // volumes are kept all goes the same way up to the first snapshot.
-func (s *stage) points() (all []death) {
+func (s *stage) points() (all []uint64) {
 	same := s.dies.kept
 	for i, call := range s.made {
 		if same = same && !strings.HasPrefix(call, "ec2: create snapshot"); same || inside.MatchString(call) || i > 0 && call == s.made[i-1] && looks.MatchString(call) {
 			continue
 		}
-		all = append(all, death{i + 1, false, s.dies.kept})
+		all = append(all, death{i + 1, false, s.dies.kept}.seed())
 		if !looks.MatchString(call) {
-			all = append(all, death{i + 1, true, s.dies.kept})
+			all = append(all, death{i + 1, true, s.dies.kept}.seed())
 		}
 	}
 	return all
@@ -203,7 +190,7 @@ func (s *stage) report() report {
 			continue
 		}
 		before := end
-		if end = s.state(); end == before && len(w.agenda) == 1 {
+		if end = s.state(); end == before && len(w.agenda) == 1 && w.now().Sub(s.died) > 2*tickEvery { // all leases of the dead have lapsed
 			break
 		}
 	}
@@ -213,7 +200,7 @@ func (s *stage) report() report {
 		settled, err := os.ReadFile(file)
 		w.checks.require("the very end", err == nil && end+"\n" == string(settled), "with a death %s call %d it is not that of %s: %s",
 			beforeOrAfter(!s.dies.after), s.dies.call, file, difference(string(settled), end))
-		w.checks.require("the simulation itself", s.died == (s.dies.call > 0), "nobody died")
+		w.checks.require("the simulation itself", s.died.IsZero() == (s.dies.call == 0), "nobody died")
 	}
 	r := report{Seed: s.dies.seed(), Steps: w.steps, Calls: len(s.made), Faults: w.faults.counted, Checked: w.checks.checked}
 	for _, v := range w.checks.violated {

@@ -35,7 +35,7 @@ func TestSimulation(t *testing.T) {
 	case *workerFlag:
 		work(t, os.Stdin, os.NewFile(3, "reports"), run)
 	case *seedsFlag != 0:
-		many(t, *seedsFlag)
+		many(t, seeds(*fromFlag, *seedsFlag), func(r report) { failed(t, r) })
 	default:
 		fresh := rand.Uint64N(1 << 40)
 		t.Logf("a fresh seed: %d", fresh)
@@ -56,26 +56,26 @@ func seeds(from uint64, n int) (all []uint64) {
 }
 
 // many runs seeds side by side, and says how far it is.
-func many(t *testing.T, n int) {
+func many(t *testing.T, all []uint64, done func(report)) {
 	t.Helper()
-	tally := newTally(n)
+	tally := newTally(len(all))
 	stop := tally.show(os.Stdout)
 	to := make(chan uint64)
 	go func() {
 		defer close(to)
-		for i := range n {
-			to <- *fromFlag + uint64(i)
+		for _, seed := range all {
+			to <- seed
 		}
 	}()
-	var all sync.WaitGroup
-	for i := range min(*workersFlag, n) {
-		all.Go(func() {
-			if err := employ(t.Name(), i, to, func(r report) { tally.add(r); failed(t, r) }); err != nil {
+	var workers sync.WaitGroup
+	for i := range min(*workersFlag, len(all)) {
+		workers.Go(func() {
+			if err := employ(t.Name(), i, to, func(r report) { tally.add(r); done(r) }); err != nil {
 				t.Errorf("worker %d: %v", i, err)
 			}
 		})
 	}
-	all.Wait()
+	workers.Wait()
 	stop()
 	tally.table(os.Stdout)
 }

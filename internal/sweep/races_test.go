@@ -3,7 +3,6 @@ package sweep
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -16,7 +15,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/event"
-	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
 const racesAtOnce = 40 // user transactions in each round
@@ -177,99 +175,5 @@ func TestUsersWhoLockManyRowsAreNeverMadeToFail(t *testing.T) {
 		users.Wait()
 		require.NoError(t, errors.Join(errs...))
 		w.exec("delete from reservations")
-	}
-}
-
-// crashing is a process that dies at its nth call to the database: before it, or after it took effect.
-type crashing struct {
-	Store
-	calls  *int
-	at     int
-	before bool
-}
-
-var errDead = errors.New("the process is dead")
-
-func call[T any](c crashing, work func() (T, error)) (T, error) {
-	*c.calls++
-	var none T
-	switch {
-	case *c.calls > c.at, *c.calls == c.at && c.before:
-		return none, errDead
-	case *c.calls == c.at:
-		if _, err := work(); err != nil {
-			return none, err
-		}
-		return none, errDead
-	}
-	return work()
-}
-
-func (c crashing) DeadlinesPast(ctx context.Context, now time.Time, grace time.Duration, only []string) ([]postgres.SetMember, error) {
-	return call(c, func() ([]postgres.SetMember, error) { return c.Store.DeadlinesPast(ctx, now, grace, only) })
-}
-
-func (c crashing) Expire(ctx context.Context, lease postgres.SweepLease, now time.Time, grace time.Duration, e []postgres.Expiry) ([]string, error) {
-	return call(c, func() ([]string, error) { return c.Store.Expire(ctx, lease, now, grace, e) })
-}
-
-func (c crashing) RequestWarnings(ctx context.Context, lease postgres.SweepLease, now time.Time, r []postgres.WarningRequest) ([]string, error) {
-	return call(c, func() ([]string, error) { return c.Store.RequestWarnings(ctx, lease, now, r) })
-}
-
-func (c crashing) VoidWarnings(ctx context.Context, lease postgres.SweepLease, now time.Time, only []string) (int, error) {
-	return call(c, func() (int, error) { return c.Store.VoidWarnings(ctx, lease, now, only) })
-}
-
-func (c crashing) EndStuck(ctx context.Context, lease postgres.SweepLease, now time.Time, s []postgres.StuckEnding) ([]string, error) {
-	return call(c, func() ([]string, error) { return c.Store.EndStuck(ctx, lease, now, s) })
-}
-
-func (c crashing) FinishSweep(ctx context.Context, lease postgres.SweepLease, end postgres.SweepEnd) (time.Time, error) {
-	return call(c, func() (time.Time, error) { return c.Store.FinishSweep(ctx, lease, end) })
-}
-
-func TestASweepThatDiesAnywhereIsMadeGoodByTheNext(t *testing.T) {
-	t.Parallel()
-	// outcome is all that counts in the end, by the rows' names.
-	outcome := func(w *world) string {
-		return fmt.Sprint(
-			w.texts("select name || ' ' || status || ' ' || (reservation_ended is not null) from reservations where name is not null order by 1"),
-			w.texts(`select concat_ws(' ', f.kind, r.name, f.state, f.outcome, split_part(f.key, '/', 3))
-			         from expiry.follow_ups f join reservations r using (reservation_id) order by 1`),
-			w.texts(`select concat_ws(' ', f.type, r.name, f.sequence)
-			         from expiry.facts f join reservations r on r.reservation_id = f.subject order by 1`))
-	}
-	build := func(t *testing.T) *world {
-		w := newWorld(t)
-		a, b, c, d := w.populate()
-		for name, id := range map[string]string{"overdue": a, "near": b, "preparing": c, "queued": d} {
-			w.exec("alter table reservations disable trigger user")
-			w.exec("update reservations set name = $1 where reservation_id = $2", name, id)
-			w.exec("alter table reservations enable trigger user")
-		}
-		return w
-	}
-	calls := 0
-	faultless := build(t)
-	_, err := New(crashing{Store: faultless.db, calls: &calls, at: 1_000}, Outside{}, testOptions()).Sweep(t.Context(), event.Ping, event.SweepRequest{})
-	require.NoError(t, err)
-	want := outcome(faultless)
-	require.Contains(t, want, "overdue expired true")
-	require.Equal(t, 6, calls)
-
-	for at := 1; at <= calls; at++ {
-		for _, early := range []bool{true, false} {
-			t.Run(fmt.Sprintf("call %d, before it: %t", at, early), func(t *testing.T) {
-				t.Parallel()
-				w := build(t)
-				made := 0
-				_, err := New(crashing{w.db, &made, at, early}, Outside{}, testOptions()).Sweep(t.Context(), event.Ping, event.SweepRequest{})
-				require.ErrorIs(t, err, errDead)
-				w.lapse()
-				w.sweep()
-				require.Equal(t, want, outcome(w))
-			})
-		}
 	}
 }
