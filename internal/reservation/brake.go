@@ -38,14 +38,9 @@ const (
 
 // BrakeDecision says what a sweep may still do.
 type BrakeDecision struct {
-	State            BrakeState
-	DeadlinesAllowed bool
-	MissingAllowed   int    // how many of the missing may end once they are confirmed: all or none
-	Reason           string // one sentence, empty where the limit is not exceeded
+	State  BrakeState
+	Reason string // one sentence, empty where the limit is not exceeded
 }
-
-// Engaged reports whether anything is held back.
-func (d BrakeDecision) Engaged() bool { return d.State != BrakeReleased }
 
 // Brake decides whether a sweep would end too much at once: more than Percent of all active reservations and more
 // than Min. Then missing-pod endings stop, for a sick API server looks just like that; those of the last hour count with
@@ -61,7 +56,7 @@ func Brake(in BrakeInput) BrakeDecision {
 		before = 0 // it speaks against others that are missing, and against nothing else
 	}
 	total, active := in.Overdue+in.Dead+in.Missing+before, in.Active+before
-	released := BrakeDecision{State: BrakeReleased, DeadlinesAllowed: true, MissingAllowed: in.Missing}
+	released := BrakeDecision{State: BrakeReleased}
 	if total <= in.Min || total*100 <= active*in.Percent {
 		return released
 	}
@@ -77,7 +72,7 @@ func Brake(in BrakeInput) BrakeDecision {
 			"%s, and the database clock differs from this machine's by %s: nothing ends by deadline or for a missing pod",
 			over, in.ClockSkew.Abs().Round(time.Second))}
 	case in.Missing > 0:
-		return BrakeDecision{State: BrakeMissing, DeadlinesAllowed: true, Reason: over + ": nothing ends for a missing pod"}
+		return BrakeDecision{State: BrakeMissing, Reason: over + ": nothing ends for a missing pod"}
 	}
 	released.Reason = over + ": none of them doubtful, so they end"
 	return released

@@ -34,22 +34,22 @@ func (b *brake) deadlines(overdue int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.input.Overdue = overdue
-	return b.ask().DeadlinesAllowed
+	return b.ask() != reservation.BrakeAll
 }
 
 // pods tells how many reservations have a dead pod, how many none, confirmed or not, and how many have ended for having
-// none of late. It returns how many of the missing ones may end; of the dead ones all may.
-func (b *brake) pods(dead, missing, before int) (missingAllowed int) {
+// none of late. It returns whether the missing ones may end once they are confirmed; the dead ones may.
+func (b *brake) pods(dead, missing, before int) (missingAllowed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.input.Dead, b.input.Missing, b.input.MissingBefore = dead, missing, before
-	return b.ask().MissingAllowed
+	return b.ask() == reservation.BrakeReleased
 }
 
-func (b *brake) ask() reservation.BrakeDecision {
+func (b *brake) ask() reservation.BrakeState {
 	decision := reservation.Brake(b.input)
 	b.said = &decision
-	return decision
+	return decision.State
 }
 
 // heldBack is why a reservation does not end.

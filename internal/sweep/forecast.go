@@ -80,5 +80,8 @@ func (s *Sweeper) forecastMissing(ctx context.Context, p *pass, ending map[strin
 		case reservation.MissingNoted, reservation.MissingIgnored: // nothing is known of it
 		}
 	}
-	return min(confirmed, p.brake.pods(0, absent, before), confirmationsMost), nil
+	if !p.brake.pods(0, absent, before) {
+		return 0, nil
+	}
+	return min(confirmed, confirmationsMost), nil
 }

@@ -24,10 +24,12 @@ func TestTheForecastCountsWhatIsMissingAndWillBeConfirmed(t *testing.T) {
 		w.active(c, nil)
 	}
 	w.lost(4, "lost")
-	both := w.insert(nil)[0]
+	both := w.insert(row{"launched_at": ago(90 * 24 * time.Hour)})[0]
 	w.within(c, confirm)
+	w.exec("insert into expiry.missing_pods (reservation_id, first_seen_at, last_seen_at, ended_at) select 'before', at, at, at from (select now() - interval '30 minutes' as at) s")
 	require.Zero(t, ahead().Ending(), "too short a time")
 	require.Equal(t, 5, ahead().Brake.Missing)
+	require.Equal(t, 1, ahead().Brake.MissingBefore)
 
 	w.ageAbsences(5 * time.Minute)
 	w.lost(1, "new")
@@ -49,6 +51,17 @@ func TestTheForecastCountsWhatIsMissingAndWillBeConfirmed(t *testing.T) {
 	r, err := New(w.db, Outside{Cluster: c}, testOptions()).Sweep(t.Context(), event.Ping, event.SweepRequest{DryRun: true})
 	require.NoError(t, err)
 	require.Equal(t, f.Brake.Missing, r.Brake.Missing, "as the sweep itself will find them")
+}
+
+func TestTheDatabasesClockIsTakenToBeReadHalfwayBetweenTwoLooksAtThisMachines(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var took time.Duration
+	f, err := w.sweeper(func(o *Options) {
+		o.Now = func() time.Time { now := time.Now().Add(took); took += 200 * time.Second; return now }
+	}).Forecast(t.Context())
+	require.NoError(t, err)
+	require.InDelta(t, -100, f.Brake.ClockSkewSeconds, 50)
 }
 
 func TestADryRunTellsOfWhatEndsForTwoReasonsOnce(t *testing.T) {

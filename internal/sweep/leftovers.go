@@ -1,6 +1,7 @@
 package sweep
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -129,9 +130,6 @@ func goingAlready(p pod.Pod, now time.Time) bool {
 // is counted. A live reservation with the pod's name has it. Several may have had the name, and users cancel what has
 // ended long ago, so that its life reaches into another's: whoever was seen with the pod has it, else who started last.
 func ownerOf(p pod.Pod, candidates []postgres.PodCandidate) (owner *postgres.PodCandidate, what, why string) {
-	if len(candidates) == 0 {
-		return nil, "podsWithoutReservation", ""
-	}
 	live := slices.ContainsFunc(candidates, func(c postgres.PodCandidate) bool { return !c.Status.Ended() })
 	if live {
 		return nil, "", ""
@@ -155,8 +153,5 @@ func ownerOf(p pod.Pod, candidates []postgres.PodCandidate) (owner *postgres.Pod
 	if owner != nil {
 		return owner, "", why
 	}
-	if what == "" {
-		what = "podsWithoutReservation"
-	}
-	return nil, what, ""
+	return nil, cmp.Or(what, "podsWithoutReservation"), ""
 }

@@ -125,18 +125,20 @@ func TestWhilePausedOnlyWhatWasBegunGoesOn(t *testing.T) {
 func TestAPodOfAnEndedReservationIsCleanedUpIfItIsItsOwn(t *testing.T) {
 	t.Parallel()
 	month := 30 * 24 * time.Hour
-	started, ended := month+2*time.Hour, month
+	started, ended := month+2*time.Hour, time.Now().Add(-month)
 	for name, test := range map[string]struct {
-		pod  pod.Pod
-		live bool // another reservation, which is live, has the name
-		uid  string
-		want bool
+		pod     pod.Pod
+		live    bool // another reservation, which is live, has the name
+		uid     string
+		want    bool
+		counted string // as what, where it is left alone
 	}{
 		"made in its time":                      {pod: pod.Pod{Created: time.Now().Add(-month - time.Hour)}, want: true},
 		"made in its time, known by UID":        {pod: pod.Pod{UID: "own", Created: time.Now().Add(-month - time.Hour)}, uid: "own", want: true},
-		"made in its time, another's UID known": {pod: pod.Pod{UID: "other", Created: time.Now().Add(-month + time.Hour)}, uid: "own"},
-		"made before it":                        {pod: pod.Pod{Created: time.Now().Add(-month - 3*time.Hour)}},
-		"made after it":                         {pod: pod.Pod{Created: time.Now().Add(-time.Hour)}},
+		"made in its time, another's UID known": {pod: pod.Pod{UID: "other", Created: time.Now().Add(-month + time.Hour)}, uid: "own", counted: "podsWithoutReservation"},
+		"made before it":                        {pod: pod.Pod{Created: time.Now().Add(-month - 3*time.Hour)}, counted: "podsWithoutReservation"},
+		"made after it":                         {pod: pod.Pod{Created: time.Now().Add(-time.Hour)}, counted: "podsWithoutReservation"},
+		"made after it, if the clocks agree":    {pod: pod.Pod{Created: ended.Add(30 * time.Second)}, counted: "podsOfUnknownOwner"},
 		"in a live one's hands":                 {pod: pod.Pod{Created: time.Now().Add(-month - time.Hour)}, live: true},
 		"on its way out":                        {pod: pod.Pod{Created: time.Now().Add(-month - time.Hour), Deleting: time.Now()}},
 		"stuck on its way out":                  {pod: pod.Pod{Created: time.Now().Add(-month - time.Hour), Deleting: time.Now().Add(-time.Hour)}, want: true},
@@ -144,16 +146,25 @@ func TestAPodOfAnEndedReservationIsCleanedUpIfItIsItsOwn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w, c := newWorld(t), newCluster()
-			id := w.insert(row{"status": "'expired'", "created_at": ago(started), "reservation_ended": ago(ended)})[0]
-			test.pod.Name = "gpu-dev-" + id[:8]
+			id := w.insert(row{"status": "'expired'", "created_at": ago(started), "reservation_ended": quote(ended.Format(time.RFC3339Nano))})[0]
+			test.pod.Name, test.pod.Namespace = "gpu-dev-"+id[:8], "default"
 			c.add(test.pod)
+			c.add(pod.Pod{Name: "gpu-dev-deadbeef"}) // of nobody, and listed before
+			c.add(pod.Pod{Name: "coredns"})
 			if test.uid != "" {
-				w.exec("insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ($1, $2, 'gpu-dev', $3, now())", test.uid, id, test.pod.Name)
+				w.exec("insert into expiry.pods (uid, reservation_id, namespace, name, created_at) values ($1, $2, 'default', $3, now())", test.uid, id, test.pod.Name)
 			}
 			if test.live {
 				w.insert(row{"pod_name": quote(test.pod.Name), "status": "'preparing'"})
 			}
 			r := w.within(c)
+			left := map[string]int{"podsWithoutReservation": 1}
+			if test.counted != "" {
+				left[test.counted]++
+			}
+			for _, what := range []string{"podsWithoutReservation", "podsOfUnknownOwner"} {
+				require.Equal(t, left[what], r.Counts[what], what)
+			}
 			if !test.want {
 				require.Empty(t, w.followUps())
 				return
@@ -194,12 +205,28 @@ func TestAPodIsItsLastOwnersThoughAnOlderOneWasCancelledLater(t *testing.T) {
 func TestASettledCleanupIsReopenedForAPodThatIsBack(t *testing.T) {
 	t.Parallel()
 	w, c := newWorld(t), newCluster()
-	id := w.insert(row{"status": "'expired'", "reservation_ended": ago(time.Hour)})[0]
+	week := 7 * 24 * time.Hour
+	id := w.insert(row{"status": "'expired'", "namespace": "'zoo'", "created_at": ago(week + 8*time.Hour), "reservation_ended": ago(week), "updated_at": ago(week)})[0]
 	w.exec("insert into expiry.cleanups (reservation_id, reason, settled_at, outcome) values ($1, 'expired', now(), 'released')", id)
-	c.add(pod.Pod{Name: "gpu-dev-" + id[:8]})
+	c.add(pod.Pod{Name: "gpu-dev-" + id[:8], Namespace: "zoo", Created: time.Now().Add(-week - time.Hour)})
 	w.within(c)
 	require.Equal(t, []string{"cleanup " + id + " due"}, w.followUps())
 	require.Equal(t, "true", w.text("select (settled_at is null)::text from expiry.cleanups"))
+}
+
+func TestADryRunSaysOnceOfEachWhomItWouldHaveCleanedUp(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	ids := w.insert(row{"status": "'expired'", "reservation_ended": ago(time.Hour)}, row{"status": "'expired'", "reservation_ended": ago(time.Hour)})
+	w.exec("insert into expiry.cleanups (reservation_id, reason, settled_at, outcome) values ($1, 'expired', now(), 'released')", ids[1])
+	for _, id := range ids {
+		c.add(pod.Pod{Name: "gpu-dev-" + id[:8]})
+	}
+	r, err := New(w.db, Outside{Cluster: c}, testOptions()).Sweep(t.Context(), event.Ping, event.SweepRequest{DryRun: true})
+	require.NoError(t, err)
+	for _, id := range ids { // of the first since it was never done, of the second since its pod is back
+		require.Equal(t, []Action{CleanUp}, actionsOf(r, id))
+	}
 }
 
 func TestAPodThatIsBackDoesNotWaitForAVolumeSetAside(t *testing.T) {
@@ -283,16 +310,6 @@ func TestALockWhoseReservationIsDeletedInMidCleanupStays(t *testing.T) {
 			require.Equal(t, "false", w.text("select in_use::text from disks"))
 		})
 	}
-}
-
-func TestPodsOfNoReservationAreCountedAndLeftAlone(t *testing.T) {
-	t.Parallel()
-	w, c := newWorld(t), newCluster()
-	c.add(pod.Pod{Name: "gpu-dev-deadbeef"})
-	c.add(pod.Pod{Name: "coredns"})
-	r := w.within(c)
-	require.Equal(t, 1, r.Counts["podsWithoutReservation"])
-	require.Empty(t, w.followUps())
 }
 
 // Two facts of one reservation at one moment are numbered one after the other.

@@ -105,10 +105,10 @@ func newListing(ctx context.Context, store listingStore, cluster Cluster, now ti
 	return l, nil
 }
 
-// find returns the pod called name in the first of the namespaces that has one. whole is false where the absence of
-// one would prove nothing, because not all of them could be listed.
+// find returns the pod called name in the first of the namespaces that has one; there is one at least. whole is false
+// where the absence of a pod would prove nothing, because not all of them could be listed.
 func (l *listing) find(namespaces []string, name string) (p pod.Pod, found, whole bool) {
-	whole = len(namespaces) > 0
+	whole = true
 	for _, namespace := range namespaces {
 		if p, found = l.byName[podKey{namespace, name}]; found {
 			return p, true, true

@@ -52,7 +52,7 @@ type plan struct {
 	decisions []Decision
 	spared    []spared
 	anomalies anomalies
-	counts    map[string]int // of what was seen; what apply counts is added
+	counts    map[string]int // of what was seen
 	// apply carries the decisions out, each guarded by what was believed when it was decided. It is not called in a dry
 	// run, and may be nil. With an error comes what was done all the same.
 	apply func(ctx context.Context) (done, error)

@@ -73,6 +73,29 @@ func TestAPartThatDoesNotEvenStopIsLeftBehind(t *testing.T) {
 	require.Equal(t, 1, r.Counts["expired"])
 }
 
+func TestAnErrorThatJustFitsIsKeptAsItIs(t *testing.T) {
+	t.Parallel()
+	text := strings.Repeat("é", errorMost)
+	require.Equal(t, text, storable(errors.New(text)))
+}
+
+func TestThoseWhoComeFirstMayTakeHalfOfTheTimeTheOthersTheirShareOfWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := w.sweeper(func(o *Options) { o.Timeout = 100 * time.Hour }) // of which 90 are for the parts
+	s.parts = nil
+	var hours []int
+	for _, first := range []bool{true, false, false, false} {
+		s.parts = append(s.parts, part{name: "part", first: first, plan: func(ctx context.Context, _ *pass) (plan, error) {
+			deadline, _ := ctx.Deadline()
+			hours = append(hours, int(time.Until(deadline).Round(time.Hour).Hours()))
+			return plan{}, nil
+		}})
+	}
+	w.run(s, event.SweepRequest{})
+	require.Equal(t, []int{45, 30, 45, 90}, hours)
+}
+
 func TestDeadlinesAndWarningsComeBeforeWhatIsSlow(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

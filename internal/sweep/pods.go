@@ -89,25 +89,22 @@ func (pp pods) plan(ctx context.Context, p *pass) (plan, error) {
 	failures := errors.Join(l.failures, pp.nameInstances(ctx, active, l, found.sightings))
 
 	pl := plan{counts: map[string]int{"podsListed": len(l.pods)}}
-	confirmed := 0
-	for _, a := range found.absent {
-		if a.verdict == reservation.MissingConfirmed {
-			confirmed++
-		}
-	}
 	before, err := pp.store.MissingEnded(ctx, p.now.Add(-reservation.BrakeMemory))
 	if err != nil {
 		return plan{}, err
 	}
 	// All that are absent, and not the few that the direct GETs have confirmed so far: those come and end by and by.
-	allowed := p.brake.pods(len(found.dead), len(found.absent), before)
-	pl.counts["missingHeldBack"] = max(0, confirmed-allowed)
-	for _, a := range found.absent {
-		if allowed == 0 && a.verdict == reservation.MissingConfirmed {
-			pl.spared = append(pl.spared, spared{a.ID, p.brake.heldBack(), a.MissingFirst.Add(pp.confirm)})
-		}
+	if !p.brake.pods(len(found.dead), len(found.absent), before) {
+		found.absent = slices.DeleteFunc(found.absent, func(a absence) bool { // they leave the direct GETs to the others
+			held := a.verdict == reservation.MissingConfirmed
+			if held {
+				pl.spared = append(pl.spared, spared{a.ID, p.brake.heldBack(), a.MissingFirst.Add(pp.confirm)})
+			}
+			return held
+		})
 	}
-	missing, gone, begin, err := pp.confirmAbsent(ctx, found.absent, allowed)
+	pl.counts["missingHeldBack"] = len(pl.spared)
+	missing, gone, begin, err := pp.confirmAbsent(ctx, found.absent)
 	failures = errors.Join(failures, err)
 	for _, d := range found.dead {
 		pl.decisions = append(pl.decisions, Decision{ReservationID: d.ID, Action: Fail, Reason: d.Reason})
@@ -240,8 +237,8 @@ func (pp pods) nameInstances(ctx context.Context, active []postgres.ActiveReserv
 }
 
 // confirmAbsent asks the API server for each absent pod itself, the longest missing first. It returns the reservations
-// that may end, at most allowed, those whose absence is to be recorded, and with which of them a series begins.
-func (pp pods) confirmAbsent(ctx context.Context, absent []absence, allowed int) (missing []postgres.PodEnding, gone, begin []string, err error) {
+// that may end, those whose absence is to be recorded, and with which of them a series begins.
+func (pp pods) confirmAbsent(ctx context.Context, absent []absence) (missing []postgres.PodEnding, gone, begin []string, err error) {
 	slices.SortStableFunc(absent, func(a, b absence) int {
 		switch {
 		case a.MissingFirst.IsZero() == b.MissingFirst.IsZero():
@@ -251,9 +248,6 @@ func (pp pods) confirmAbsent(ctx context.Context, absent []absence, allowed int)
 		}
 		return 1
 	})
-	if allowed == 0 { // those that may not end leave the direct GETs to the others
-		absent = slices.DeleteFunc(absent, func(a absence) bool { return a.verdict == reservation.MissingConfirmed })
-	}
 	for _, a := range absent[:min(len(absent), confirmationsMost)] {
 		isGone, failure := pp.gone(ctx, a)
 		if failure != nil {
@@ -264,12 +258,13 @@ func (pp pods) confirmAbsent(ctx context.Context, absent []absence, allowed int)
 			continue
 		}
 		gone = append(gone, a.ID)
-		switch {
-		case a.verdict == reservation.MissingNoted:
+		switch a.verdict {
+		case reservation.MissingNoted:
 			begin = append(begin, a.ID)
-		case a.verdict == reservation.MissingConfirmed && len(missing) < allowed:
+		case reservation.MissingConfirmed:
 			missing = append(missing, postgres.PodEnding{ActiveReservation: a.ActiveReservation, Reason: fmt.Sprintf(
 				"expired: its server %s has been missing since %s%s", a.name, a.MissingFirst.UTC().Format(clockFormat), pp.whyMissing(ctx, a))})
+		case reservation.MissingWaiting, reservation.MissingIgnored:
 		}
 	}
 	return missing, gone, begin, err

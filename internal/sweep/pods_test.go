@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -21,18 +22,22 @@ type cluster struct {
 	pods      map[podKey]pod.Pod
 	unlisted  map[podKey]bool // there, but missing from the listing
 	listFails error
-	getFails  error
+	forbidden string // namespace
+	getFails  func(podName string) error
 	nodes     map[string]pod.Node
+	nodeFails error
 	gets      int
+	nodeGets  int
 	reclaimed map[string]disk.Instance
 	snapshots []disk.Snapshot
 	tagged    map[string]map[string]string
 	untagged  []string
+	refused   []string // snapshots whose tags may not be changed
 	account   disk.Account
 }
 
 func newCluster() *cluster {
-	return &cluster{uid: "cluster-1", pods: map[podKey]pod.Pod{}, unlisted: map[podKey]bool{}, nodes: map[string]pod.Node{},
+	return &cluster{uid: "cluster-1", getFails: func(string) error { return nil }, pods: map[podKey]pod.Pod{}, unlisted: map[podKey]bool{}, nodes: map[string]pod.Node{},
 		reclaimed: map[string]disk.Instance{}, tagged: map[string]map[string]string{},
 		account: disk.Account{ID: "111122223333", Region: "us-east-1"}}
 }
@@ -59,6 +64,9 @@ func (c *cluster) ListPods(_ context.Context, namespace string) ([]pod.Pod, erro
 	if c.listFails != nil {
 		return nil, c.listFails
 	}
+	if namespace == c.forbidden {
+		return nil, errors.New("403")
+	}
 	var all []pod.Pod
 	for key, p := range c.pods {
 		if key.namespace == namespace && !c.unlisted[key] {
@@ -70,8 +78,8 @@ func (c *cluster) ListPods(_ context.Context, namespace string) ([]pod.Pod, erro
 
 func (c *cluster) GetPod(_ context.Context, namespace, name string) (pod.Pod, error) {
 	c.gets++
-	if c.getFails != nil {
-		return pod.Pod{}, c.getFails
+	if err := c.getFails(name); err != nil {
+		return pod.Pod{}, err
 	}
 	p, ok := c.pods[podKey{namespace, name}]
 	if !ok {
@@ -81,6 +89,10 @@ func (c *cluster) GetPod(_ context.Context, namespace, name string) (pod.Pod, er
 }
 
 func (c *cluster) GetNode(_ context.Context, name string) (pod.Node, error) {
+	c.nodeGets++
+	if c.nodeFails != nil {
+		return pod.Node{}, c.nodeFails
+	}
 	n, ok := c.nodes[name]
 	if !ok {
 		return pod.Node{}, fault.Errorf(fault.Gone, "get node %s: 404", name)
@@ -104,12 +116,18 @@ func (c *cluster) DescribeSnapshots(context.Context) ([]disk.Snapshot, error) {
 
 func (c *cluster) TagSnapshots(_ context.Context, ids []string, tags map[string]string) error {
 	for _, id := range ids {
+		if slices.Contains(c.refused, id) {
+			return errors.New("tagging " + id + ": 403")
+		}
 		c.tagged[id] = tags
 	}
 	return nil
 }
 
 func (c *cluster) UntagSnapshots(_ context.Context, ids, _ []string) error {
+	if slices.ContainsFunc(ids, func(id string) bool { return slices.Contains(c.refused, id) }) {
+		return errors.New("untagging: 403")
+	}
 	c.untagged = append(c.untagged, ids...)
 	return nil
 }
@@ -159,6 +177,7 @@ func TestAMissingPodEndsItsReservationOnlyWhenTwoTicksAgree(t *testing.T) {
 	require.Equal(t, Completed, r.Outcome)
 	require.Equal(t, "expired", w.status(id))
 	require.Equal(t, 1, r.Counts["missingExpired"])
+	require.Zero(t, r.Counts["missingHeldBack"])
 	require.Contains(t, w.text("select failure_reason from reservations where reservation_id = $1", id), "its server "+name+" has been missing since")
 	require.Contains(t, w.followUps(), "cleanup "+id+" due")
 }
@@ -192,7 +211,7 @@ func TestUnknownIsNotGone(t *testing.T) {
 		},
 		"the direct GET fails": func(c *cluster) {
 			clear(c.pods)
-			c.getFails = errors.New("504")
+			c.getFails = func(string) error { return errors.New("504") }
 		},
 		"every pod is gone at once": func(c *cluster) { clear(c.pods) }, // the brake
 	} {
@@ -260,16 +279,21 @@ func TestADeadPodFailsItsReservationWithTheKubeletsReason(t *testing.T) {
 	require.Contains(t, w.followUps(), "cleanup "+id+" due")
 }
 
-func TestAPodThatMayBeAnothersFailsNobody(t *testing.T) {
+func TestAPodThatMayBeAnothersFailsNobodyAndHidesNobodys(t *testing.T) {
 	t.Parallel()
 	w, c := newWorld(t), newCluster()
 	older := w.insert(nil)[0]
 	c.add(pod.Pod{Name: "gpu-dev-" + older[:8], Created: time.Now().Add(-9 * time.Hour), Phase: pod.Failed})
 	w.insert(row{"pod_name": "'gpu-dev-shared'"}, row{"pod_name": "'gpu-dev-shared'"})
 	c.add(pod.Pod{Name: "gpu-dev-shared", Phase: pod.Failed})
+	w.insert(row{"pod_name": quote("Not A Pod")})
+	last, name := w.active(c, row{"launched_at": ago(time.Hour)}) // and so looked at after them
+	own := c.pods[podKey{"gpu-dev", name}]
+	own.Phase = pod.Failed
+	c.add(own)
 	w.within(c)
-	require.Equal(t, []string{"active"}, w.texts("select distinct status from reservations"))
-	require.Empty(t, w.texts("select uid from expiry.pods"))
+	require.Equal(t, []string{last}, w.texts("select reservation_id from reservations where status <> 'active'"))
+	require.Equal(t, []string{own.UID}, w.texts("select uid from expiry.pods"))
 }
 
 func oomKilled(containerID string, at time.Time) *pod.Termination {
@@ -365,10 +389,90 @@ func TestAVanishedSpotServerTellsWhetherEC2TookIt(t *testing.T) {
 func TestAPodIsKnownByItsUIDFromFirstSight(t *testing.T) {
 	t.Parallel()
 	w, c := newWorld(t), newCluster()
-	id, name := w.active(c, nil)
+	id := w.insert(row{"created_at": ago(8 * time.Hour)})[0]
+	name := "gpu-dev-" + id[:8]
+	c.add(pod.Pod{Name: name, Created: time.Now().Add(-8*time.Hour - pod.ClockTolerance/2)}) // by another clock
 	w.within(c)
 	require.Equal(t, []string{id + " uid-" + name}, w.texts("select reservation_id || ' ' || uid from expiry.pods"))
 	require.Equal(t, "cluster-1", w.text("select uid from expiry.cluster"))
+}
+
+func TestOnlyASpotServersNodeIsAskedForItsInstanceAndOnlyUntilItIsKnown(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	for _, columns := range []row{nil, {"gpu_type": "'h100-spot'", "launched_at": ago(6 * time.Hour)}, {"gpu_type": "'h100-spot'", "launched_at": ago(5 * time.Hour)}} {
+		_, name := w.active(c, columns)
+		p := c.pods[podKey{"gpu-dev", name}]
+		p.Node = "node-1"
+		c.add(p)
+	}
+	unplaced, _ := w.active(c, row{"gpu_type": "'h100-spot'", "launched_at": ago(5 * time.Hour)})
+
+	require.Equal(t, Completed, w.within(c).Outcome)
+	require.Equal(t, 1, c.nodeGets, "it is gone, and was asked for once")
+	c.nodeFails = errors.New("503")
+	r := w.within(c)
+	require.Equal(t, Partial, r.Outcome)
+	require.Contains(t, r.Failures[0].Error, "503")
+	c.nodeFails = nil
+	c.nodes["node-1"] = pod.Node{Name: "node-1", InstanceID: "i-0123456789abcdef0"}
+	for range 2 {
+		w.within(c)
+		require.Equal(t, 3, c.nodeGets)
+	}
+	require.Equal(t, []string{"i-0123456789abcdef0", "i-0123456789abcdef0"}, w.texts("select instance_id from expiry.pods where instance_id is not null"))
+	require.Empty(t, w.text("select coalesce(instance_id, '') from expiry.pods where reservation_id = $1", unplaced))
+}
+
+func TestOnlySoManyNodesAreAskedForAtOnce(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	for i := range nodesMost + 5 {
+		_, name := w.active(c, row{"gpu_type": "'h100-spot'"})
+		p := c.pods[podKey{"gpu-dev", name}]
+		p.Node = fmt.Sprintf("node-%d", i)
+		c.add(p)
+		c.nodes[p.Node] = pod.Node{Name: p.Node, InstanceID: fmt.Sprintf("i-%d", i)}
+	}
+	for _, want := range []int{nodesMost, nodesMost + 5, nodesMost + 5} {
+		w.within(c)
+		require.Equal(t, want, c.nodeGets)
+	}
+	require.Len(t, w.texts("select instance_id from expiry.pods where instance_id is not null"), nodesMost+5)
+}
+
+func TestAPodThatCannotBeAskedForOrIsThereAfterAllHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	unknown, name := w.active(c, row{"launched_at": ago(6 * time.Hour)})
+	there, listed := w.active(c, row{"launched_at": ago(5 * time.Hour)})
+	gone := w.insert(row{"launched_at": ago(4 * time.Hour)})[0]
+	c.unlisted[podKey{"gpu-dev", name}], c.unlisted[podKey{"gpu-dev", listed}] = true, true
+	c.getFails = func(podName string) error {
+		if podName == name {
+			return errors.New("504")
+		}
+		return nil
+	}
+	for range 2 {
+		r := w.within(c)
+		require.Equal(t, Partial, r.Outcome)
+		require.Contains(t, r.Failures[0].Error, "504")
+		w.ageAbsences(5 * time.Minute)
+	}
+	require.Equal(t, "expired", w.status(gone))
+	require.Equal(t, "active active", w.status(unknown)+" "+w.status(there))
+}
+
+func TestTheLongestMissingAreAskedForFirst(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.lost(confirmationsMost+10, "lost")
+	w.exec(`insert into expiry.missing_pods (reservation_id, first_seen_at, last_seen_at)
+		select 'lost-' || i, now() - (10 + i) * interval '1 minute', now() - interval '5 minutes' from generate_series(1, $1) i`, confirmationsMost+5)
+	require.Equal(t, confirmationsMost, w.within(c).Counts["missingExpired"])
+	require.Equal(t, []string{"lost-1", "lost-2", "lost-3", "lost-4", "lost-5"},
+		w.texts("select reservation_id from expiry.missing_pods where ended_at is null order by 1"), "and with nobody else a series has begun")
 }
 
 func TestDirectGETsAreBounded(t *testing.T) {

@@ -2,6 +2,8 @@ package sweep
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -53,6 +55,45 @@ func TestARestoredDiskLosesItsDate(t *testing.T) {
 	w.within(c)
 	require.Equal(t, []string{"snap-1"}, c.untagged)
 	require.Empty(t, w.followUps(), "nothing of it is lost")
+}
+
+func TestADiskWhoseTagsCannotBeChangedHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.exec(`insert into disks (user_id, disk_name, is_deleted, delete_date) values
+		('ada', 'deleted-1', true, '2199-12-31'), ('ada', 'deleted-2', true, '2199-12-31'), ('ada', 'gone', true, '2020-01-01'),
+		('ada', 'restored-1', false, null), ('ada', 'restored-2', false, null)`)
+	for _, name := range []string{"deleted-1", "deleted-2", "gone", "restored-1", "restored-2"} {
+		c.snapshots = append(c.snapshots, snapshot("snap-"+name, day, func(s *disk.Snapshot) {
+			s.Tags = disk.Key{User: "ada", Name: name}.Tags()
+			if name != "deleted-1" && name != "deleted-2" {
+				s.Tags[disk.TagDeleteDate] = "2020-01-01"
+			}
+		}))
+	}
+	c.refused = []string{"snap-deleted-1", "snap-restored-1", "snap-gone"}
+	r := w.within(c)
+	require.Equal(t, Partial, r.Outcome)
+	require.Contains(t, r.Failures[0].Error, "tagging snap-deleted-1: 403")
+	require.Contains(t, r.Failures[0].Error, "untagging: 403")
+	require.Equal(t, []string{"snap-deleted-2"}, slices.Collect(maps.Keys(c.tagged)))
+	require.Equal(t, []string{"snap-restored-2"}, c.untagged)
+	require.Equal(t, 1, r.Counts["disksTagged"])
+	require.Equal(t, 1, r.Counts["disksUntagged"])
+	require.Equal(t, []string{"snapshot.purge snap-gone due"}, w.followUps())
+}
+
+func TestDisksWhoseSnapshotsStayAreReportedByReasonAndOnlyTheFirstAreNamed(t *testing.T) {
+	t.Parallel()
+	kept := []disk.Kept{{Disk: disk.Key{User: "ada", Name: "d"}, Reason: "deleted without a date"}}
+	for i := range 2 * anomalyIDs {
+		kept = append(kept, disk.Kept{Disk: disk.Key{User: "ada", Name: fmt.Sprint(i)}, Reason: "no row in disks"})
+	}
+	found := keptSnapshots(kept)
+	require.Len(t, found, 2)
+	require.Equal(t, []string{"ada/d"}, found[0].Subjects)
+	require.Equal(t, 2*anomalyIDs, found[1].Count)
+	require.Len(t, found[1].Subjects, anomalyIDs)
 }
 
 func TestSnapshotsWithoutADiskAreKeptAndReported(t *testing.T) {

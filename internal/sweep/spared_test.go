@@ -41,6 +41,7 @@ func TestThatAMissingPodEndsNothingWhileBrakedIsSaidOnce(t *testing.T) {
 	w.within(c, asConfigured)
 	w.ageAbsences(5 * time.Minute)
 	w.exec("update expiry.sweeps set started_at = started_at - interval '5 minutes'")
+	w.lost(1, "new") // would not end yet
 	logs := func() map[string]string {
 		return w.logged(func(o ...func(*Options)) { w.within(c, o...) }, asConfigured)
 	}

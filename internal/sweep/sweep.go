@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"strings"
 	"time"
@@ -264,11 +265,8 @@ func storable(err error) string {
 func (s *Sweeper) keep(ctx context.Context, p *pass, r *Result, pt part, report report) {
 	r.Durations[pt.name] = report.took.Milliseconds()
 	r.Anomalies = append(r.Anomalies, report.plan.anomalies...)
-	for _, counts := range []map[string]int{report.plan.counts, report.done.counts} {
-		for what, n := range counts {
-			r.Counts[what] += n
-		}
-	}
+	maps.Copy(r.Counts, report.plan.counts)
+	maps.Copy(r.Counts, report.done.counts)
 	for _, a := range report.plan.anomalies {
 		s.opts.Log.WarnContext(ctx, "rows left alone", "sweep_id", r.SweepID, "anomaly", a.Kind, "what", a.Sentence,
 			"count", a.Count, "reservation_ids", a.ReservationIDs, "subjects", a.Subjects)

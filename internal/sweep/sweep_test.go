@@ -3,6 +3,7 @@ package sweep
 import (
 	"context"
 	"encoding/json"
+	"os"
 	"testing"
 	"time"
 
@@ -89,6 +90,9 @@ func TestADryRunSaysWhatASweepWouldDoAndChangesNothing(t *testing.T) {
 		}
 		for _, d := range r.Planned {
 			require.NotEmpty(t, d.Reason)
+			if d.Action == Warn {
+				require.Regexp(t, `^15-minute warning: its time ends at .* UTC; passed over: \[30\]$`, d.Reason)
+			}
 		}
 		require.Len(t, r.Anomalies, 1)
 		require.Equal(t, before, w.dump())
@@ -196,6 +200,17 @@ func TestAPauseEndsByItself(t *testing.T) {
 	was, err := w.db.Resume(t.Context())
 	require.NoError(t, err)
 	require.False(t, was, "it was over already")
+}
+
+func TestWhatIsNotSetIsAsItsCommentSays(t *testing.T) {
+	t.Parallel()
+	o := New(nil, Outside{}, Options{WarningMinutes: 30, LeaseFor: time.Minute}).opts
+	require.Equal(t, 20*time.Second, o.RenewEvery)
+	host, err := os.Hostname()
+	require.NoError(t, err)
+	require.Equal(t, host, o.Holder)
+	o = New(nil, Outside{}, Options{WarningMinutes: 30}).opts
+	require.Equal(t, []time.Duration{time.Minute, 30 * time.Second, 30 * 24 * time.Hour}, []time.Duration{o.Timeout, o.LeaseFor, o.KeepHistory})
 }
 
 func TestASweepThatCannotBeginSaysSo(t *testing.T) {

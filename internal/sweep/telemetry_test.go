@@ -86,6 +86,7 @@ func TestASweepMeasuresWhatItFindsAndLinksToWhatItActsOn(t *testing.T) {
 	require.InDelta(t, 0, metrics.level(t, "reservations.overdue", ""), 0)
 	require.InDelta(t, 1, metrics.level(t, "cleanups.unfinished", ""), 0)
 	require.Positive(t, metrics.level(t, "sweep.age", ""))
+	require.InDelta(t, 0, metrics.level(t, "paused", ""), 0)
 	require.InDelta(t, float64(time.Now().Unix()), metrics.level(t, "sweep.last_finished", ""), 60)
 	endings, ok := metrics["endings"].Data.(metricdata.Sum[int64])
 	require.True(t, ok)
@@ -119,6 +120,16 @@ func TestASweepMeasuresWhatItFindsAndLinksToWhatItActsOn(t *testing.T) {
 	var asked string
 	require.NoError(t, w.raw.QueryRow(t.Context(), "select traceparent from expiry.follow_ups where kind = 'cleanup' and reservation_id = $1", ids[0]).Scan(&asked))
 	require.Contains(t, asked, byName["sweep"].SpanContext.TraceID().String(), "what is asked for knows by whom")
+}
+
+func TestEachWayToEndIsCountedUnderAWordOfItsOwn(t *testing.T) {
+	t.Parallel()
+	for want, ending := range map[string]struct {
+		part   string
+		action Action
+	}{"deadline": {"deadlines", Expire}, "pods expired": {"pods", Expire}, "pods failed": {"pods", Fail}, "stuck cancelled": {"stuck", Cancel}} {
+		require.Equal(t, want, part{name: ending.part}.reason(Decision{Action: ending.action}))
+	}
 }
 
 func TestWhateverBecomesOfASweepItsDurationIsMeasured(t *testing.T) {
