@@ -94,6 +94,26 @@ func TestThatEC2HasNoVolumeIsBelievedOfOurAccountAlone(t *testing.T) {
 	}
 }
 
+func TestThatEC2ListsNoVolumeIsNotBelievedAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.reserve(t, id)
+	w.nameNoVolume(t)
+	looks := 0
+	w.before = func(call string) error {
+		if call != "find volumes" {
+			return nil
+		}
+		if looks++; looks == 2 {
+			w.tagged = []disk.Volume{{ID: volume, State: disk.VolumeAvailable, Tags: disk.Key{User: "alice", Name: "default"}.Tags(), CreatedAt: w.now().Add(-time.Hour)}}
+		}
+		return nil
+	}
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.True(t, w.made("keep "+volume), w.step(t, postgres.StepDisk))
+}
+
 func TestADiskWithoutAVolumeIsNotTakenFromAReservationThatIsLiveAgain(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

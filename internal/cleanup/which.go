@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"time"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/postgres"
@@ -201,9 +202,17 @@ func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string, known map
 	return "", append(undecided, idsOf(tagged)...), nil
 }
 
+// lagging is how long EC2 is given where it lists nothing: its lists lag, and an empty one is not believed by itself.
+const lagging = 5 * time.Second
+
 // tagged returns the volumes with the disk's tags, but for those that are no disk's any more.
 func (a *Action) tagged(ctx context.Context, k disk.Key) ([]disk.Volume, error) {
 	found, err := a.EC2.FindVolumes(ctx, k.Tags())
+	if err == nil && len(found) == 0 {
+		if err = a.opts.Sleep(ctx, lagging); err == nil {
+			found, err = a.EC2.FindVolumes(ctx, k.Tags())
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

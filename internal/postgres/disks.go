@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"gpudev.internal/reservation-expiry/internal/fault"
 )
 
 const (
@@ -27,6 +29,8 @@ const (
 	DiskSettled    DiskVerdict = "settled"    // the disk's part had ended before
 	DiskRevived    DiskVerdict = "revived"    // the reservation is live again, or was since the cleanup was asked for
 	DiskBusy       DiskVerdict = "busy"       // not yet: a snapshot is unsettled, or somebody uses the disk
+
+	diskContested DiskVerdict = "contested" // another disk's rows name its volume: an error
 )
 
 // WithDisk calls act while nobody can take the disk of a cleanup over: under the lock of its row in disks, if the lock
@@ -63,6 +67,8 @@ func (db *DB) underDisk(ctx context.Context, reservationID string, act func(cont
 			return act(ctx, tx, d)
 		case DiskSuperseded:
 			return supersede(ctx, tx, reservationID, why)
+		case diskContested:
+			return fault.Errorf(fault.Permanent, "%s", why)
 		case DiskRevived:
 			if d.live {
 				if live, err := recordRevived(ctx, tx, reservationID); err != nil || live {
@@ -113,7 +119,7 @@ type lockedDisk struct {
 	endedAgain        bool   // it was live since the cleanup was asked for
 	otherCleanup      bool   // a further one of the same disk is under way
 	namedBy           string // a live reservation on the same volume, or that has its server on the same disk
-	otherDisk         string // a further row of disks with the same volume
+	otherDisk         string // another one with the same volume, by its row or by a live reservation's
 }
 
 // lockDisk locks the row of the disk, then that of the cleanup, and reads afterwards what the decision depends on.
@@ -164,12 +170,17 @@ func scanLocked(ctx context.Context, tx pgx.Tx, reservationID string) (lockedDis
 		       exists (select from expiry.cleanups o
 		               where o.reservation_id <> $1 and o.settled_at is null and o.user_id = $2 and o.disk_name = $3),
 		       coalesce((select min(l.reservation_id) from reservations l
-		                 where l.reservation_id <> $1 and `+hasDisk("$2", "$3", "$4", setOf("$6"))+`), ''),
+		                 where l.reservation_id <> $1 and `+hasDisk("$2", "$3", "$4", setOf("$6"))+` and not `+onAnother+`), ''),
 		       coalesce((select min(o.user_id || '/' || o.disk_name) from disks o
-		                 where `+volumeIn("o.ebs_volume_id")+` = $4 and o.disk_id::text <> $5), '')`,
+		                 where `+volumeIn("o.ebs_volume_id")+` = $4 and o.disk_id::text <> $5),
+		                (select min(l.user_id || '/' || l.disk_name) from reservations l
+		                 where `+hasDisk("null", "null", "$4", "null")+` and `+onAnother+`), '')`,
 		reservationID, d.user, d.name, d.volume, d.id, d.locker()).Scan(&d.live, &d.endedAgain, &d.vanished, &d.otherCleanup, &d.namedBy, &d.otherDisk)
 	return d, err
 }
+
+// onAnother holds where reservation l is on another disk than that of user $2 called $3.
+const onAnother = "coalesce($2 <> '' and $3 <> '' and l.disk_name <> '' and (l.user_id, l.disk_name) <> ($2, $3), false)"
 
 // hasDisk holds where reservation l has a disk, given by expressions for its user, name and volume and for the set of the
 // reservation that its lock names: l is live and names the volume, or prepares or works on the disk, or has done so. One
@@ -195,6 +206,11 @@ func (d lockedDisk) locker() string {
 	return d.holder
 }
 
+// locked reports whether the disk's lock is the reservation's, or was until the platform deleted its row.
+func (d lockedDisk) locked() bool {
+	return d.inUse && (d.holder == d.reservation || d.holder == "" && d.vanished && !d.otherCleanup)
+}
+
 // volumeIn reads the volume's id out of a column of the platform's, which may hold the in-tree form.
 func volumeIn(column string) string {
 	return "substring(" + column + " from '^(?:aws://.*/)?(vol-[0-9a-f]{8,17})$')"
@@ -211,14 +227,15 @@ func (d lockedDisk) verdict() (DiskVerdict, string) {
 		return DiskReleased, "the disk is released"
 	case d.namedBy != "":
 		return DiskSuperseded, fmt.Sprintf("reservation %s has disk %q or volume %s", d.namedBy, d.name, d.volume)
+	case d.otherDisk != "" && d.id != "" && d.locked():
+		return diskContested, fmt.Sprintf("volume %s is disk %s's, too: nothing is touched, and disk %q stays locked until the rows that name the volume are put right",
+			d.volume, d.otherDisk, d.name)
 	case d.otherDisk != "":
 		return DiskSuperseded, fmt.Sprintf("volume %s is disk %s's", d.volume, d.otherDisk)
 	case d.id == "": // no row to lock: nobody has ever been told of the volume
 		return DiskOurs, ""
-	case d.inUse && d.holder == d.reservation:
+	case d.locked():
 		return DiskOurs, ""
-	case d.inUse && d.holder == "" && d.vanished && !d.otherCleanup:
-		return DiskOurs, "" // the lock was the reservation's until the platform deleted its row
 	case d.inUse && d.holder != "":
 		return DiskSuperseded, fmt.Sprintf("disk %q is in use by %s", d.name, d.holder)
 	}

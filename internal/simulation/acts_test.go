@@ -19,7 +19,8 @@ func (p *people) act(w *world) {
 	}
 	r := p.all[w.rand.IntN(len(p.all))]
 	acts := []func(*world, *reservation){p.extend, p.extend, p.cancel, p.deletePod, p.die, p.oom, p.loseNode, p.again, p.again, p.again,
-		p.deleteDisk, p.restoreDisk, p.backUp, p.forge, p.forge, p.forget, p.days, p.pause, p.revive}
+		p.deleteDisk, p.restoreDisk, p.backUp, p.forge, p.forge, p.forget, p.days, p.pause, p.revive,
+		p.mislabel, p.misname}
 	acts[w.rand.IntN(len(acts))](w, r)
 }
 
@@ -143,6 +144,33 @@ func (p *people) backUp(w *world, r *reservation) {
 	}
 }
 
+// mislabel has the platform tag a volume as another user's, or as another disk's.
+func (p *people) mislabel(w *world, r *reservation) {
+	v, key := w.outside.EC2.Volume(r.volume), disk.Key{User: r.user, Name: r.disk}
+	if v == nil || !w.oneIn(3) {
+		return
+	}
+	if w.oneIn(2) {
+		key.User = pick(w, userNames...)
+	} else {
+		key.Name = pick(w, diskNames...)
+	}
+	v.Tags = key.Tags()
+	w.say("platform", "tags volume %s of %s as %s's %q", v.ID, r.id, key.User, key.Name)
+}
+
+// misname has the platform write a volume of another disk's into the row of a reservation, or of its disk.
+func (p *people) misname(w *world, r *reservation) {
+	o := p.all[w.rand.IntN(len(p.all))]
+	if r.disk == "" || o.volume == "" || o.disk == r.disk && o.user == r.user || !w.oneIn(3) {
+		return
+	}
+	table := pick(w, "reservations", "disks")
+	if p.write(w, r, statement{"update " + table + " set ebs_volume_id = $2 where reservation_id = $1", []any{r.id, o.volume}}) {
+		w.say("platform", "writes %s, which is %s's, into %s of %s", o.volume, o.id, table, r.id)
+	}
+}
+
 // forge sends an event that nobody asked for.
 func (p *people) forge(w *world, r *reservation) {
 	f := event.FollowUp{ReservationID: r.id, Subject: r.id, Kind: "cleanup", Key: r.id, Dispatch: 1}
@@ -194,6 +222,7 @@ func (p *people) pause(w *world, _ *reservation) {
 	during := w.between(time.Minute, 12*time.Minute)
 	w.data.tell()
 	if _, err := w.data.db.Pause(context.Background(), "maintenance", during); err == nil {
+		p.paused = outage{w.now(), w.now().Add(during)}
 		w.say("operator", "pauses for %s", during)
 	}
 }

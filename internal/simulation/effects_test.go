@@ -30,6 +30,17 @@ func (c *checks) effect(e model.Effect) {
 	}
 }
 
+// captures judges what a snapshot is about to be made of: it counts as its disk's, and gives the right to delete the volume.
+func (c *checks) captures(n disk.NewSnapshot) {
+	v := c.w.outside.EC2.Volume(n.VolumeID)
+	if v == nil {
+		return
+	}
+	if r := c.w.people.byID(v.Owner); r != nil {
+		c.require(countedOnce, n.Disk == disk.Key{User: r.user, Name: r.disk}, "volume %s, which is %s's %q, is captured as %s's %q", v.ID, r.user, r.disk, n.Disk.User, n.Disk.Name)
+	}
+}
+
 // volumeGoes judges the end of a volume.
 func (c *checks) volumeGoes(v *model.Volume) {
 	last := c.w.outside.EC2.LastWrite(v)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"gpudev.internal/reservation-expiry/internal/fault"
@@ -19,11 +20,21 @@ type faults struct {
 	death   int
 	race    int
 	outages map[string]outage
+	denial  denial
+	lagged  time.Time                                      // when a list of volumes last showed nothing
 	decide  func(p *process, service, what string) outcome // instead of chance; else nil
 }
 
 // outage is a time during which every call to a service fails.
 type outage struct{ from, to time.Time }
+
+// denial is a time during which calls to a service whose words begin so are refused: a permission was taken away.
+type denial struct {
+	outage
+	service, what string
+}
+
+func (o outage) at(t time.Time) bool { return t.After(o.from) && t.Before(o.to) }
 
 // The services that can fail.
 const (
@@ -31,7 +42,16 @@ const (
 	ec2        = "ec2"
 	network    = "aws"
 	sql        = "database"
+	sinks      = "bus"
 )
+
+// deniable is what there may be no permission for, by service; empty: for nothing at all.
+var deniable = map[string][]string{
+	kubernetes: {"", "cluster", "list", "get", "write", "retain", "delete", "force"},
+	ec2:        {"", "describe", "find", "list", "create", "detach", "delete", "tag", "untag"},
+	network:    {"", "account", "delete", "put"},
+	sinks:      {"", "send", "announce"},
+}
 
 func newFaults(w *world) *faults {
 	f := &faults{w: w, counted: map[string]int{}, perCall: map[string]int{}, outages: map[string]outage{}}
@@ -52,7 +72,7 @@ func newFaults(w *world) *faults {
 }
 
 func (f *faults) stop() {
-	f.perCall, f.outages, f.death, f.race = map[string]int{}, map[string]outage{}, 0, 0
+	f.perCall, f.outages, f.denial, f.death, f.race = map[string]int{}, map[string]outage{}, denial{}, 0, 0
 }
 
 func (f *faults) count(what string) { f.counted[what]++ }
@@ -74,12 +94,24 @@ const (
 	failsAfter          // it has its effect, and no answer comes
 	diesBefore
 	diesAfter
+	refused // there is no permission for it
 )
+
+// deny has a permission taken away for a while.
+func (f *faults) deny() {
+	w := f.w
+	service, from := pick(w, kubernetes, ec2, network, sinks), w.now().Add(w.between(0, 12*time.Minute))
+	f.denial = denial{outage{from, from.Add(w.between(time.Minute, 9*time.Minute))}, service, pick(w, deniable[service]...)}
+}
 
 // out reports whether a service has an outage.
 func (f *faults) out(service string) bool {
-	o, ok := f.outages[service]
-	return ok && !f.w.now().Before(o.from) && f.w.now().Before(o.to)
+	return f.outages[service].at(f.w.now())
+}
+
+// denied reports whether there is no permission for a call.
+func (f *faults) denied(service, what string) bool {
+	return f.denial.at(f.w.now()) && service == f.denial.service && strings.HasPrefix(what, f.denial.what)
 }
 
 // draw decides about one call.
@@ -92,6 +124,10 @@ func (f *faults) draw(p *process, service, what string) outcome {
 	if f.out(service) {
 		f.count(service + ": out")
 		return failsBefore
+	}
+	if f.denied(service, what) {
+		f.count(service + ": denied")
+		return refused
 	}
 	if w.oneIn(f.death) {
 		f.count("process: killed at a call")
@@ -131,6 +167,8 @@ func (w *world) call(ctx context.Context, service, what string, effect func() er
 		p.dead = true
 		w.say(p.name, "%s: %s — KILLED %s it", service, what, beforeOrAfter(o == diesBefore))
 		return errDead
+	case refused:
+		return w.answer(p, service, what, fault.Errorf(fault.Permanent, "%s: simulated access denied", what))
 	case failsBefore, failsAfter:
 		kind := "error"
 		if w.oneIn(3) {

@@ -158,9 +158,16 @@ func (a amazon) DescribeVolume(ctx context.Context, id string) (disk.Volume, err
 	})
 }
 
+// FindVolumes may show nothing, but not twice within seconds.
 func (a amazon) FindVolumes(ctx context.Context, tags map[string]string) ([]disk.Volume, error) {
 	return ask(ctx, a.w, ec2, "find volumes", func() ([]disk.Volume, error) {
 		if a.w.people.otherAccount(a.w) {
+			return nil, nil
+		}
+		f := a.w.faults
+		if a.w.now().Sub(f.lagged) > time.Minute && a.w.oneIn(f.perCall[ec2]/4) {
+			f.lagged = a.w.now()
+			f.count("ec2: empty page")
 			return nil, nil
 		}
 		return a.EC2.FindVolumes(ctx, tags)
@@ -214,7 +221,13 @@ func (a amazon) DescribeSnapshot(ctx context.Context, id string) (disk.Snapshot,
 }
 
 func (a amazon) CreateSnapshot(ctx context.Context, n disk.NewSnapshot) (disk.Snapshot, error) {
-	return ask(ctx, a.w, ec2, "create snapshot of "+n.VolumeID, func() (disk.Snapshot, error) { return a.EC2.CreateSnapshot(ctx, n) })
+	return ask(ctx, a.w, ec2, "create snapshot of "+n.VolumeID, func() (disk.Snapshot, error) {
+		if a.w.sabotaged(disksMistaken) {
+			n.Disk.Name += " of another"
+		}
+		a.w.checks.captures(n)
+		return a.EC2.CreateSnapshot(ctx, n)
+	})
 }
 
 func (a amazon) DeleteSnapshot(ctx context.Context, id string) error {

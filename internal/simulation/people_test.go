@@ -18,7 +18,13 @@ type people struct {
 	disks   map[disk.Key]*savedDisk
 	awayTil time.Time // until when another cluster answers
 	otherTo time.Time // until when another AWS account answers
+	paused  outage    // while which the service rests
 }
+
+var (
+	userNames = []string{"ada", "bob", "jürgen"}
+	diskNames = []string{"work", "data", "ünïcode disk"}
+)
 
 // reservation is one as the platform made it.
 type reservation struct {
@@ -31,7 +37,7 @@ type reservation struct {
 	entered                              time.Time // its present state, as far as the platform set it
 	died                                 time.Time
 	ticks                                int  // that it has gone unsettled since the last fault
-	helped                               bool // somebody has written its volume into its row
+	helped                               bool // somebody has put right what is said of its volume
 }
 
 // savedDisk is what the platform knows of a disk.
@@ -63,7 +69,7 @@ func (p *people) otherAccount(w *world) bool {
 func (p *people) settleIn(w *world) {
 	p.disks = map[disk.Key]*savedDisk{}
 	for range 1 + w.rand.IntN(3) {
-		r := p.reserve(w, pick(w, "ada", "bob", "jürgen"), "")
+		r := p.reserve(w, pick(w, userNames...), "")
 		switch w.rand.IntN(8) {
 		case 0:
 			p.waiting(w, r, "preparing", w.between(30*time.Minute, 80*time.Minute))
@@ -90,6 +96,9 @@ func (p *people) settleIn(w *world) {
 	if w.oneIn(10) {
 		p.otherTo = w.now().Add(w.between(3*time.Minute, 18*time.Minute))
 	}
+	if w.oneIn(4) {
+		w.faults.deny()
+	}
 }
 
 // reserve thinks of a new reservation. like is an id whose pod's name it gets; empty: none.
@@ -99,7 +108,7 @@ func (p *people) reserve(w *world, user, like string) *reservation {
 		id = like[:8] + id[8:]
 	}
 	r := &reservation{id: id, user: user, podName: "gpu-dev-" + id[:8], gpu: pick(w, "a100", "t4"), healthy: true}
-	if name := pick(w, "work", "data", "ünïcode disk"); !w.oneIn(3) && !slices.ContainsFunc(p.all, func(o *reservation) bool { return o.user == user && o.disk == name }) {
+	if name := pick(w, diskNames...); !w.oneIn(3) && !slices.ContainsFunc(p.all, func(o *reservation) bool { return o.user == user && o.disk == name }) {
 		r.disk = name
 	}
 	if name := pick(w, "grumpy-bear", "happy-cat", "Sly_Fox"); w.oneIn(2) && !slices.ContainsFunc(p.all, func(o *reservation) bool { return o.domain == name }) {

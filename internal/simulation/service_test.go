@@ -122,8 +122,8 @@ func (s *service) rehearse(p *process) {
 	defer p.stop()
 	s.w.say(p.name, "begins")
 	s.w.checks.rehearsed(func() {
-		r, err := s.sweeper.Sweep(p.ctx, event.Ping, event.SweepRequest{DryRun: true})
-		s.w.say(p.name, "would make %d decisions: %v %v", len(r.Decided), r.Failures, err)
+		r, err := s.sweeper.Sweep(p.ctx, event.Ping, event.SweepRequest{DryRun: !s.w.sabotaged(rehearsalReal)})
+		s.w.say(p.name, "would make %d decisions: %v %v", len(r.Planned), r.Failures, err)
 	})
 }
 
@@ -202,7 +202,7 @@ func (s sink) Send(ctx context.Context, e ce.Event) error {
 	if strings.HasPrefix(e.Type(), "dev.gpudev.reservation.") || strings.HasPrefix(e.Type(), "dev.gpudev.disk.") {
 		what = fmt.Sprintf("announce %s of %s", e.Type(), e.Subject())
 	}
-	return s.w.call(ctx, "bus", what, func() error { s.take(e); return nil })
+	return s.w.call(ctx, sinks, what, func() error { s.take(e); return nil })
 }
 
 // bus carries events. It loses, doubles and delays them.

@@ -123,15 +123,29 @@ func (c *checks) settled(busy bool) bool {
 		     + (select count(*) from disks where pending_snapshot_count > 0)::int`)[0] == 0
 }
 
-// support does what the service asks somebody to do: it writes into the row which volume the disk was on.
+// support does what the service asks somebody to do: it puts right what rows and tags say of a reservation's volume.
 func (p *people) support(w *world, r *reservation, problem string) {
-	if r.helped || r.volume == "" || !strings.Contains(problem, "cannot tell") {
+	asked := strings.Contains(problem, "cannot tell") || strings.Contains(problem, "is another's") || strings.Contains(problem, "put right")
+	if r.helped || !asked {
 		return
 	}
-	if p.write(w, r, statement{"update reservations set ebs_volume_id = $2 where reservation_id = $1", []any{r.id, r.volume}}) {
-		w.say("support", "writes that %s was on %s", r.id, r.volume)
-		r.helped, r.ticks = true, 0
+	volume := r.volume
+	for _, o := range p.all { // of one that never ran: what its disk was on before
+		if r.volume == "" && o.user == r.user && o.disk == r.disk && o.volume != "" {
+			volume = o.volume
+		}
 	}
+	if !p.write(w, r, statement{"update reservations set ebs_volume_id = nullif($2, '') where reservation_id = $1", []any{r.id, volume}},
+		statement{"update disks set ebs_volume_id = nullif($2, '') where reservation_id = $1 and ebs_volume_id is not null", []any{r.id, volume}},
+		statement{"update disks set ebs_volume_id = null where ebs_volume_id = $3 and (user_id, disk_name) <> ($1, $2)", []any{r.user, r.disk, volume}},
+		statement{"update reservations set ebs_volume_id = null where ebs_volume_id = $3 and (user_id, disk_name) <> ($1, $2)", []any{r.user, r.disk, volume}}) {
+		return
+	}
+	if v := w.outside.EC2.Volume(volume); v != nil {
+		v.Tags = disk.Key{User: r.user, Name: r.disk}.Tags()
+	}
+	w.say("support", "says that %s was on %q", r.id, volume)
+	r.helped, r.ticks = true, 0
 }
 
 // nameTaken reports whether a live reservation has the name of an ended one's pod: while it does, that pod is left alone.

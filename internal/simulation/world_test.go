@@ -149,7 +149,7 @@ func (w *world) tick() {
 // calm ends all trouble: what was cut off comes back.
 func (w *world) calm() {
 	w.quiet = true
-	w.people.awayTil, w.people.otherTo = time.Time{}, time.Time{}
+	w.people.awayTil, w.people.otherTo, w.people.paused = time.Time{}, time.Time{}, outage{}
 	w.outside.EC2.Unstick()
 	w.outside.EC2.Sound = true
 	_, _ = w.data.db.Resume(context.Background())

@@ -219,7 +219,6 @@ func TestWhatSupersedesACleanup(t *testing.T) {
 		"a queued one names the volume":    {"update reservations set ebs_volume_id = $2 where reservation_id = $1", false},
 		"one names it in the in-tree form": {"update reservations set ebs_volume_id = 'aws://us-east-1a/' || $2, status = 'active' where reservation_id = $1", false},
 		"an active one has the disk":       {"update reservations set user_id = 'alice', disk_name = 'work', status = 'active' where reservation_id = $1 and $2 <> ''", false},
-		"another disk has the volume":      {"insert into disks (user_id, disk_name, ebs_volume_id) select 'bob', 'other', $2 where $1 <> ''", false},
 		"a queued one waits for the disk":  {"update reservations set disk_name = 'work' where reservation_id = $1 and $2 <> ''", true},
 		"an ended one had the volume":      {"update reservations set ebs_volume_id = $2, status = 'cancelled' where reservation_id = $1", true},
 		"another's disk of that name":      {"insert into disks (user_id, disk_name, in_use, reservation_id, ebs_volume_id) select 'bob', 'work', true, $1, 'vol-0f0f0f0f' where $2 <> ''", true},
@@ -242,6 +241,36 @@ func TestWhatSupersedesACleanup(t *testing.T) {
 			require.Empty(t, w.made(t))
 			require.Zero(t, w.count("DetachVolume"))
 			require.Equal(t, "reservation.cleanedUp", w.facts(t))
+		})
+	}
+}
+
+// The platform mistakes one volume for another. Settled as superseded the disk would be locked for nothing, and be released
+// with what was written to the volume in no snapshot.
+func TestWhileRowsOfAnotherDiskNameTheVolumeNothingIsTouchedAndSomebodyIsTold(t *testing.T) {
+	t.Parallel()
+	shared := newGround(t)
+	for name, c := range map[string]struct{ meanwhile, right string }{
+		"the disk's": {"insert into disks (user_id, disk_name, ebs_volume_id) select 'bob', 'other', $2 where $1 <> ''", "delete from disks where user_id = 'bob'"},
+		"a live reservation's": {"update reservations set disk_name = 'other', ebs_volume_id = $2, status = 'active' where reservation_id = $1",
+			"update reservations set ebs_volume_id = null where disk_name = 'other'"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := shared.world(t)
+			w.exec(t, c.meanwhile, w.newer, w.volume)
+			before := w.disk(t)
+			w.settle(t, 2)
+			require.Equal(t, "open", w.outcome(t))
+			require.Contains(t, read[string](t, w, "select last_error from expiry.follow_ups where kind = 'cleanup'"), "stays locked until")
+			require.Equal(t, before, w.disk(t))
+			require.Equal(t, 1, w.attachments(t))
+			require.Empty(t, w.made(t))
+			require.Zero(t, w.count("DetachVolume"))
+			w.exec(t, c.right)
+			w.settle(t, 4)
+			require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+			require.Equal(t, released, w.disk(t))
 		})
 	}
 }
