@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
 const (
@@ -63,6 +65,25 @@ func TestNobodyTakesADiskOverWhileItIsActedUpon(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, postgres.DiskSettled, verdict)
 	})
+}
+
+// Whoever deletes a reservation has its row, and then waits for that of its disk.
+func TestNothingDoneUnderADiskWaitsForWhoeverDeletesTheReservation(t *testing.T) {
+	t.Parallel()
+	url := stacktest.Database(t)
+	db := open(t, url)
+	held(t, db, "old", "alice")
+	platform, err := pgx.Connect(t.Context(), url)
+	require.NoError(t, err)
+	defer func() { _ = platform.Close(context.Background()) }()
+	_, err = platform.Exec(t.Context(), "begin; select from reservations for update")
+	require.NoError(t, err)
+
+	s, made := snapshotOf(t, db, "old")
+	require.True(t, made)
+	verdict, err := db.ReleaseDisk(t.Context(), s, postgres.VolumeDeleted, nil)
+	require.NoError(t, err)
+	require.Equal(t, postgres.DiskOurs, verdict)
 }
 
 func TestAnActThatFailsIsToldAndLeavesTheRowsAsTheyWere(t *testing.T) {

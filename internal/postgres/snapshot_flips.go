@@ -58,7 +58,9 @@ func (db *DB) CompleteSnapshot(ctx context.Context, s SnapshotRecord, seen disk.
 		if completed = flipped; err != nil || !flipped {
 			return err
 		}
-		// Size and listing are of the newest, in whatever order they complete.
+		// Size and listing are of the newest, in whatever order they complete. All in one update: at a row's second one in a
+		// transaction PostgreSQL looks for the reservation that it names, and so waits for whoever is deleting that, who waits
+		// for this row.
 		_, err = tx.Exec(ctx, `
 			with counted as (
 			    select o.started_at,
@@ -73,12 +75,10 @@ func (db *DB) CompleteSnapshot(ctx context.Context, s SnapshotRecord, seen disk.
 			    last_snapshot_at           = greatest(d.last_snapshot_at, counted.started_at),
 			    disk_size                  = case when newest then coalesce(size, d.disk_size) else d.disk_size end,
 			    latest_snapshot_content_s3 = case when newest then coalesce(content, d.latest_snapshot_content_s3)
-			                                      else d.latest_snapshot_content_s3 end
+			                                      else d.latest_snapshot_content_s3 end,
+			    `+oneLessPending+`
 			from counted where d.disk_id::text = $1`, diskID, s.IntentID)
 		if err != nil {
-			return err
-		}
-		if err := countDown(ctx, tx, diskID, s); err != nil {
 			return err
 		}
 		return recordSnapshotted(ctx, tx, s)
@@ -89,21 +89,12 @@ func (db *DB) CompleteSnapshot(ctx context.Context, s SnapshotRecord, seen disk.
 	return completed, nil
 }
 
-// countDown takes a snapshot that was flipped off the pending ones of its disk.
-func countDown(ctx context.Context, tx pgx.Tx, diskID string, s SnapshotRecord) error {
-	_, err := tx.Exec(ctx, `
-		update disks d
-		set pending_snapshot_count = greatest(coalesce(d.pending_snapshot_count, 0) - 1, 0),
-		    is_backing_up = coalesce(d.pending_snapshot_count, 0) > 1
-		        or exists (select from expiry.snapshots o
-		                   where o.user_id = d.user_id and o.disk_name = d.disk_name and o.state = 'pending'),
-		    last_updated = clock_timestamp()
-		where d.disk_id::text = $1`, diskID)
-	if err != nil {
-		return fmt.Errorf("count snapshot %s down: %w", s.SnapshotID, err)
-	}
-	return nil
-}
+// oneLessPending takes a snapshot that was flipped off the pending ones of its disk d.
+const oneLessPending = `pending_snapshot_count = greatest(coalesce(d.pending_snapshot_count, 0) - 1, 0),
+			    is_backing_up = coalesce(d.pending_snapshot_count, 0) > 1
+			        or exists (select from expiry.snapshots o
+			                   where o.user_id = d.user_id and o.disk_name = d.disk_name and o.state = 'pending'),
+			    last_updated = clock_timestamp()`
 
 // recordSnapshotted announces a completed snapshot of a disk; a volume that is no disk's is nobody's news.
 func recordSnapshotted(ctx context.Context, tx pgx.Tx, s SnapshotRecord) error {
@@ -132,7 +123,7 @@ func (db *DB) FailSnapshot(ctx context.Context, s SnapshotRecord, why string) (b
 		if failed = flipped; err != nil || !flipped {
 			return err
 		}
-		if err := countDown(ctx, tx, diskID, s); err != nil {
+		if _, err := tx.Exec(ctx, "update disks d set "+oneLessPending+" where d.disk_id::text = $1", diskID); err != nil {
 			return err
 		}
 		return resumeCleanup(ctx, tx, s)
