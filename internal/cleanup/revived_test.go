@@ -31,14 +31,34 @@ func (w *world) secondLife(t *testing.T) {
 // seePod has a sweep find the second pod, as its part `strays` does.
 func (w *world) seePod(t *testing.T) (asked bool) {
 	t.Helper()
-	p := w.pods[podKey]
+	return w.listPod(t, w.pods[podKey], func() {})
+}
+
+// listPod has a sweep list a pod, and ask for its cleanup after what happens meanwhile.
+func (w *world) listPod(t *testing.T, p pod.Pod, meanwhile func()) (asked bool) {
+	t.Helper()
 	seen := postgres.SeenPod{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Created: p.Created}
 	lease, _, _, err := w.db.BeginSweep(t.Context(), uuid.New(), "test", "test", time.Minute)
 	require.NoError(t, err)
+	meanwhile()
 	asked, err = w.db.CleanUpAgain(t.Context(), lease, id, seen, "its pod is there")
 	require.NoError(t, err)
 	w.exec(t, "update expiry.sweep_lease set expires_at = '-infinity'")
 	return asked
+}
+
+func TestACleanupThatHasSeenThePodGoneSinceItWasListedStaysSettled(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	w.request(t)
+	p := w.pods[podKey]
+	require.False(t, w.listPod(t, p, func() {
+		w.deliver(t.Context(), t)
+		require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	}))
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	require.True(t, w.listPod(t, p, func() {}), "it is there after all")
 }
 
 func TestTheVolumeOfASecondLifeIsKeptWhicheverTheFirstOneHad(t *testing.T) {
@@ -192,6 +212,7 @@ func TestAVanishedReservationsSecondLifeKeepsTheNameOfItsDisk(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "default", c.DiskName)
 	require.True(t, c.Launched)
+	require.Equal(t, "skipped: the reservation's row is gone", w.step(t, postgres.StepNotice))
 }
 
 func TestTheDateOfTheFirstEndHidesNoPodOfASecondLife(t *testing.T) {
@@ -258,6 +279,7 @@ func TestAFormerVolumeThatIsGoneDoesNotHideTheOneWithTheDisksTags(t *testing.T) 
 			w.request(t)
 			w.deliver(t.Context(), t)
 			require.True(t, w.made("keep "+want), "%s; %v", w.step(t, postgres.StepIdentify), w.calls)
+			require.Contains(t, w.step(t, postgres.StepIdentify), "volume "+volume+" is no disk's any more")
 		})
 	}
 }
@@ -288,6 +310,7 @@ func TestAVolumeSetAsideIsNotTheDiskThoughTheRowNamesIt(t *testing.T) {
 			w.deliver(t.Context(), t)
 			require.True(t, w.made("keep "+secondVolume), w.step(t, postgres.StepIdentify))
 			require.Equal(t, volume, read[string](t, w, "select misnamed_volume_id from expiry.cleanups"))
+			require.Contains(t, w.step(t, postgres.StepIdentify), "the row names volume "+volume)
 		})
 	}
 }

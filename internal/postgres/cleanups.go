@@ -273,14 +273,14 @@ func requestCleanup(ctx context.Context, tx pgx.Tx, reservationID string) error 
 
 // reopenCleanup asks anew for a settled cleanup, because something of the reservation's is still or again there. The
 // disk's part stays as it ended, unless there was no disk. It reports whether the cleanup was settled; a live
-// reservation's is never reopened.
-func reopenCleanup(ctx context.Context, tx pgx.Tx, reservationID, why string) (bool, error) {
+// reservation's is never reopened, nor one that has seen that pod gone since the sweep began.
+func reopenCleanup(ctx context.Context, tx pgx.Tx, lease SweepLease, reservationID, podUID, why string) (bool, error) {
 	tag, err := tx.Exec(ctx, `
 		update expiry.cleanups c
 		set settled_at = null, outcome = null, pod_gone_at = null, containers_terminated_at = null, pod_uid = null
-		where c.reservation_id = $1 and c.settled_at is not null
+		where c.reservation_id = $1 and c.settled_at is not null and not `+goneSince("$2", "$3")+`
 		  and not exists (select from reservations r where r.reservation_id = c.reservation_id
-		                  and coalesce(r.status, '') not in ('expired', 'cancelled', 'failed'))`, reservationID)
+		                  and coalesce(r.status, '') not in ('expired', 'cancelled', 'failed'))`, reservationID, podUID, lease.token)
 	if err != nil {
 		return false, fmt.Errorf("reopen the cleanup of %s: %w", reservationID, err)
 	}
@@ -295,6 +295,11 @@ func reopenCleanup(ctx context.Context, tx pgx.Tx, reservationID, why string) (b
 		return false, fmt.Errorf("reopen the cleanup of %s: %w", reservationID, err)
 	}
 	return true, requestCleanup(ctx, tx, reservationID)
+}
+
+// goneSince holds where cleanup c has seen its pod gone since a sweep began: the sweep's list may be the older one.
+func goneSince(podUID, sweepID string) string {
+	return "coalesce(c.pod_uid = " + podUID + " and c.pod_gone_at >= (select started_at from expiry.sweeps where sweep_id = " + sweepID + "), false)"
 }
 
 // VoidCleanup ends the follow-up of a reservation that turned out to be live, whose cleanup is to begin anew when it

@@ -236,8 +236,8 @@ type SeenPod struct {
 
 // CleanUpAgain asks for the cleanup of an ended reservation of which a pod is still or again there, whether a cleanup
 // has settled before, is under way or never began, and records the pod as the reservation's: made after its cleanup was
-// asked for, it makes that begin anew. It reports false where the cleanup is under way with that pod, the reservation is
-// live, or the pod was seen as another's.
+// asked for, it makes that begin anew. It reports false where the cleanup is under way with that pod or has seen it gone
+// meanwhile, the reservation is live, or the pod was seen as another's.
 func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID string, p SeenPod, why string) (bool, error) {
 	var requested bool
 	err := db.underLease(ctx, lease, func(ctx context.Context, tx pgx.Tx) error {
@@ -266,13 +266,13 @@ func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID 
 		if err != nil {
 			return fmt.Errorf("record that %s came back to life: %w", reservationID, err)
 		}
-		if requested, err = reopenCleanup(ctx, tx, reservationID, why); err != nil || requested {
+		if requested, err = reopenCleanup(ctx, tx, lease, reservationID, p.UID, why); err != nil || requested {
 			return err
 		}
 		err = tx.QueryRow(ctx, `
 			select true from reservations r left join expiry.cleanups c using (reservation_id)
-			where r.reservation_id = $1 and r.status in ('expired', 'cancelled', 'failed')
-			  and (`+endedAgain+` or not `+asked("r.reservation_id")+`)`, reservationID).Scan(&requested)
+			where r.reservation_id = $1 and r.status in ('expired', 'cancelled', 'failed') and not `+goneSince("$2", "$3")+`
+			  and (`+endedAgain+` or not `+asked("r.reservation_id")+`)`, reservationID, p.UID, lease.token).Scan(&requested)
 		if err == nil {
 			if err := requestCleanup(ctx, tx, reservationID); err != nil {
 				return err
