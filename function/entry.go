@@ -17,7 +17,7 @@ type entry struct {
 	metrics *telemetry.Metrics
 	log     *slog.Logger
 	// readWithin bounds the reading of a body, also of one that nobody reads: the server does so before it answers the
-	// next request on the connection. Who reads one in full lifts it.
+	// next request on the connection. Who reads one in full lifts it. Answers have to be taken as fast.
 	readWithin time.Duration
 }
 
@@ -50,7 +50,10 @@ func (e *entry) announce(c config.Entry) {
 
 func (e *entry) lead(to http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(e.readWithin)) // not supported by a test's recorder
+		control := http.NewResponseController(w) // deadlines are not supported by a test's recorder
+		_ = control.SetReadDeadline(time.Now().Add(e.readWithin))
+		_ = control.SetWriteDeadline(time.Time{}) // of the connection's former request
+		defer func() { _ = control.SetWriteDeadline(time.Now().Add(e.readWithin)) }()
 		if r.Method != http.MethodPost {
 			to.ServeHTTP(w, r) // probes, and what is refused anyway
 			return

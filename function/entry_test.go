@@ -42,7 +42,10 @@ func serveHTTP(t *testing.T, h http.Handler) (url string) {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	web := &http.Server{Handler: h, ReadHeaderTimeout: time.Second, IdleTimeout: time.Minute}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	web := &http.Server{Handler: h, ReadHeaderTimeout: time.Second, IdleTimeout: time.Minute, Protocols: protocols}
 	ended := make(chan error, 1)
 	go func() { ended <- web.Serve(listener) }()
 	t.Cleanup(func() { _ = web.Close(); require.ErrorIs(t, <-ended, http.ErrServerClosed) })
@@ -129,6 +132,20 @@ func TestAStrangersBodyIsNotWaitedFor(t *testing.T) {
 		}
 		_ = answer.Body.Close()
 	}
+}
+
+func TestAnAnswerThatNobodyTakesIsNotKept(t *testing.T) {
+	t.Parallel()
+	d, _ := guarded(t, config.Entry{Token: config.NewSecret(ourSecret)}, 300*time.Millisecond)
+	const ( // HTTP/2 frames: length, type, flags, stream
+		takeNothing = "\x00\x00\x06\x04\x00\x00\x00\x00\x00" + "\x00\x04\x00\x00\x00\x00" // SETTINGS_INITIAL_WINDOW_SIZE: 0
+		postNothing = "\x00\x00\x06\x01\x05\x00\x00\x00\x01" + "\x83\x84\x86\x41\x01x"
+	)
+	conn := dial(t, strings.TrimPrefix(d.url, "http://"), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+takeNothing+postNothing)
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+	said, err := io.ReadAll(conn)
+	require.NoError(t, err, "the stream, and so the connection, stays open")
+	require.Contains(t, string(said), "\x03\x00\x00\x00\x00\x01", "RST_STREAM")
 }
 
 func TestItsOwnSinkBringsItselfTheSecret(t *testing.T) {

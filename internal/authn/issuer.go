@@ -118,7 +118,10 @@ type keys struct{ remote *oidc.RemoteKeySet }
 // VerifySignature implements oidc.KeySet.
 func (k keys) VerifySignature(ctx context.Context, jwt string) ([]byte, error) {
 	payload, err := k.remote.VerifySignature(ctx, jwt)
-	if err != nil && strings.HasPrefix(err.Error(), "fetching keys") && !errors.Is(err, errTooOften) {
+	if errors.Is(err, errTooOften) {
+		return nil, errTooOften // and not where the keys are
+	}
+	if err != nil && strings.HasPrefix(err.Error(), "fetching keys") {
 		if unfetched, ok := ctx.Value(unfetchedKey{}).(*error); ok {
 			*unfetched = err
 		}

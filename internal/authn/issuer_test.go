@@ -159,6 +159,7 @@ func TestStrangersDoNotMakeUsAskTheIssuerAgainAndAgain(t *testing.T) {
 	for range 200 {
 		_, err := admit(t, guard, forged)
 		require.ErrorIs(t, err, authn.ErrUnknown)
+		require.NotContains(t, err.Error(), i.URL, "they are not told where the keys are")
 	}
 	require.LessOrEqual(t, i.Fetched.Load(), int32(8))
 	_, err = admit(t, guard, good)
