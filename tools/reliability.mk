@@ -14,9 +14,10 @@ crashtest: stack-up ## Kill processes at every call they make, and put every fau
 	@$(STILL_UP)
 
 .PHONY: races
-races: stack-up ## Sweeps, cleanups, extends and cancels at once on a real PostgreSQL, thousands of rounds, with -race
-	$(IN_STACK); RACE_ROUNDS=$(or $(RACE_ROUNDS),250) go test -race -count=1 -v -timeout 2h -run 'WhoCommitsFirst|WhoeverCommitsFirst|AnExtensionOfTheMaster|UsersWhoLockManyRows' \
-		./internal/sweep ./internal/simulation 2>&1 | grep -vE '^=== |testdbconf|^ +--- PASS'
+races: stack-up ## Sweeps, cleanups, extends and cancels at once on a real PostgreSQL, thousands of rounds, with -race (RACE_ROUNDS=1000 of each)
+	$(IN_STACK); export RACE_ROUNDS=$(or $(RACE_ROUNDS),1000); lost=0; for package in sweep simulation; do \
+		go test -race -count=1 -v -timeout 2h -run 'WhoCommitsFirst|WhoeverCommitsFirst|AnExtensionOfTheMaster|UsersWhoLockManyRows' \
+			./internal/$$package 2>&1 | grep --line-buffered -vE '^=== |testdbconf|^ +--- PASS' || lost=1; done; exit $$lost
 	@$(STILL_UP)
 
 .PHONY: fuzz

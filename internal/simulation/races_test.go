@@ -47,6 +47,8 @@ type races struct {
 	slept   time.Duration
 	revived map[string]bool
 	work    int
+	busy    int        // racers that are at something
+	free    *sync.Cond // one of them is no more
 }
 
 // lane is one disk, its reservation, which is overdue, and what its user and the platform do to them meanwhile.
@@ -63,30 +65,67 @@ const (
 	workMost = 3_000 // deliveries in one round, before it counts as never settling
 )
 
-//nolint:tparallel // rounds follow one another
+//nolint:tparallel // the rounds do
 func TestWhoeverCommitsFirstHasWonWhileAllWorkOnTheSameDisks(t *testing.T) {
 	t.Parallel()
 	rounds := 1
 	if n, err := strconv.Atoi(os.Getenv("RACE_ROUNDS")); err == nil {
 		rounds = n
 	}
-	shelf := stacktest.NewShelf(t)
-	first := map[string]int{}
-	for round := range rounds { //nolint:paralleltest // one after the other: each has racers enough
-		t.Run(fmt.Sprint("round ", round+1), func(t *testing.T) {
-			r := newRaces(t, shelf)
-			r.begin()
-			r.storm()
-			r.survivors(first)
-			_, err := r.sql.Exec(t.Context(), `
-				update reservations set status = 'cancelled', cancelled_at = clock_timestamp(), reservation_ended = clock_timestamp()
-				where status not in ('expired', 'cancelled', 'failed')`)
-			require.NoError(t, err)
-			r.storm()
-			r.atTheEnd()
-		})
+	shelf, s := stacktest.NewShelf(t), &score{t: t, of: rounds, began: time.Now(), first: map[string]int{}}
+	t.Run("rounds", func(t *testing.T) {
+		for round := range rounds {
+			t.Run(fmt.Sprint(round+1), func(t *testing.T) {
+				t.Parallel()
+				defer s.over(t)
+				r := newRaces(t, shelf)
+				r.begin()
+				r.storm()
+				s.add(r.survivors())
+				_, err := r.sql.Exec(t.Context(), `
+					update reservations set status = 'cancelled', cancelled_at = clock_timestamp(), reservation_ended = clock_timestamp()
+					where status not in ('expired', 'cancelled', 'failed')`)
+				require.NoError(t, err)
+				r.storm()
+				r.atTheEnd()
+			})
+		}
+	})
+	s.say()
+}
+
+// score is what became of the rounds so far.
+type score struct {
+	sync.Mutex
+	t              *testing.T
+	of, done, lost int
+	first          map[string]int
+	began, said    time.Time
+}
+
+func (s *score) add(first map[string]int) {
+	s.Lock()
+	defer s.Unlock()
+	for who, n := range first {
+		s.first[who] += n
 	}
-	t.Logf("%d rounds of %d disks; who came first: %v", rounds, len(fates), first)
+}
+
+// over counts a round, and says every few seconds how far it is.
+func (s *score) over(t *testing.T) {
+	s.Lock()
+	defer s.Unlock()
+	if s.done++; t.Failed() {
+		s.lost++
+	}
+	if took := time.Since(s.began); s.done < s.of && took > 10*time.Second && time.Since(s.said) > 10*time.Second {
+		s.said = time.Now()
+		s.t.Logf("%d of %d rounds, %s left, %d lost", s.done, s.of, (took * time.Duration(s.of-s.done) / time.Duration(s.done)).Round(time.Second), s.lost)
+	}
+}
+
+func (s *score) say() {
+	s.t.Logf("%d rounds of %d disks, %d lost; who came first: %v", s.done, len(fates), s.lost, s.first)
 }
 
 func newRaces(t *testing.T, shelf *stacktest.Shelf) *races {
@@ -98,6 +137,7 @@ func newRaces(t *testing.T, shelf *stacktest.Shelf) *races {
 	w.faults, w.checks = &faults{w: w}, newChecks(w)
 	w.people.disks = map[disk.Key]*savedDisk{}
 	r := &races{world: w, t: t, revived: map[string]bool{}}
+	r.free = sync.NewCond(&r.lock)
 	w.atOnce, w.outside.Watch = r.inTurn, r.watch
 
 	var err error
@@ -276,20 +316,28 @@ func (r *races) step() bool {
 	r.lock.Lock()
 	dice, l := r.rand.IntN(12), r.lanes[r.rand.IntN(len(r.lanes))]
 	r.slept += time.Second
+	r.busy++
 	r.lock.Unlock()
+	worked := r.try(dice, l)
+	r.lock.Lock()
+	r.busy--
+	if !worked && r.busy > 0 { // what the others are at may leave something to do
+		r.free.Wait()
+		r.lock.Unlock()
+		return true
+	}
+	r.lock.Unlock()
+	defer r.free.Broadcast()
+	return worked || r.pass()
+}
+
+// try reports false where nothing is to be done at the moment.
+func (r *races) try(dice int, l *lane) bool {
 	switch {
-	case dice < 4 && l.left.Load() > 0 && l.TryLock():
-		if len(l.acts) > 0 && l.acts[0](r, l) {
-			l.acts = l.acts[1:]
-			l.left.Add(-1)
-		}
-		l.Unlock()
+	case dice < 4 && r.act(l):
 		return true
 	case dice == 4:
-		s, err := r.sweeper.Sweep(r.t.Context(), event.Ping, event.SweepRequest{})
-		if err != nil || len(s.Failures) > 0 {
-			r.t.Errorf("sweep: %v %v", err, s.Failures)
-		}
+		r.tick()
 		return true
 	case dice == 5: // a process is thought dead that is not
 		r.exec("update expiry.follow_ups set lease_expires_at = clock_timestamp() where lease_token is not null and random() < 0.3")
@@ -298,28 +346,53 @@ func (r *races) step() bool {
 		r.deliver(f)
 		return true
 	}
-	for _, l := range r.lanes {
-		if l.left.Load() > 0 {
-			return true
-		}
+	if dice < 6 || !slices.ContainsFunc(r.lanes, (*lane).open) {
+		return slices.ContainsFunc(r.lanes, r.act)
 	}
-	left := r.read(owed)
-	if left == "" {
-		return false
-	}
-	r.pass(left)
+	r.tick()
 	return true
 }
 
-// pass lets time go by where nothing else is to come, until what is listed late is seen and a disk has been left alone.
-func (r *races) pass(left string) {
+// open reports whether somebody is still to act.
+func (l *lane) open() bool { return l.left.Load() > 0 }
+
+// act has the user of a lane, or the platform, do what comes next, if it is time for that.
+func (r *races) act(l *lane) bool {
+	if !l.open() || !l.TryLock() {
+		return false
+	}
+	defer l.Unlock()
+	if len(l.acts) == 0 || !l.acts[0](r, l) {
+		return false
+	}
+	l.acts = l.acts[1:]
+	l.left.Add(-1)
+	return true
+}
+
+func (r *races) tick() {
+	s, err := r.sweeper.Sweep(r.t.Context(), event.Ping, event.SweepRequest{})
+	if err != nil || len(s.Failures) > 0 {
+		r.t.Errorf("sweep: %v %v", err, s.Failures)
+	}
+}
+
+// pass lets time go by where nothing else is to come, until what is listed late is seen and a disk has been left alone,
+// and then the next tick come. It reports false once nothing is left to do.
+func (r *races) pass() bool {
+	left := r.read(owed)
+	if left == "" {
+		return slices.ContainsFunc(r.lanes, (*lane).open)
+	}
 	r.exec("update disks set last_updated = clock_timestamp() - interval '15 minutes' where pending_snapshot_count > 0")
 	r.lock.Lock()
-	defer r.lock.Unlock()
 	r.slept += time.Minute
 	if r.work++; r.work > workMost && !r.t.Failed() {
 		r.t.Errorf("not settled: %s", left)
 	}
+	r.lock.Unlock()
+	r.tick()
+	return true
 }
 
 // deliver brings the event of a follow-up, all pauses over.
@@ -364,8 +437,9 @@ func (r *races) read(query string, args ...any) (text string) {
 	return text
 }
 
-// survivors judges who has ended, and that the others have all that they were given.
-func (r *races) survivors(first map[string]int) {
+// survivors judges who has ended, and that the others have all that they were given. It returns who came first how often.
+func (r *races) survivors() map[string]int {
+	first := map[string]int{}
 	for _, l := range r.lanes {
 		expired := "1"
 		if l.was == "active" {
@@ -385,6 +459,7 @@ func (r *races) survivors(first map[string]int) {
 			r.unharmed(l.newer)
 		}
 	}
+	return first
 }
 
 // unharmed requires that a live reservation has all that it was given.

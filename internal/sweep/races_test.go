@@ -27,6 +27,14 @@ func raceRounds() int {
 	return 40
 }
 
+// sofar says now and then how far it is, to who waits for it.
+func sofar(t *testing.T, round int) {
+	t.Helper()
+	if round > 0 && round%100 == 0 {
+		t.Logf("%d of %d rounds", round, raceRounds())
+	}
+}
+
 // user runs a user's transaction: a change to one row, a moment's thought, the commit. It returns the status that the
 // row had when the change was made.
 func (w *world) user(ctx context.Context, change, id string, thought time.Duration) (was string, err error) {
@@ -87,6 +95,7 @@ func TestAUserWhoCommitsFirstHasWon(t *testing.T) {
 	w := newWorld(t)
 	first := map[string]int{}
 	for round := range raceRounds() {
+		sofar(t, round)
 		w.insertMany(racesAtOnce, "r", ago(time.Hour))
 		ids := w.texts("select reservation_id from reservations order by 1")
 		changes := []string{"expires_at = clock_timestamp() + interval '9 hours'", "status = 'cancelled', cancelled_at = clock_timestamp()"}
@@ -121,6 +130,7 @@ func TestAnExtensionOfTheMasterHoldsTheNodes(t *testing.T) {
 	w := newWorld(t)
 	first := map[string]int{}
 	for round := range raceRounds() {
+		sofar(t, round)
 		w.insertMany(racesAtOnce, "master", ago(time.Hour))
 		w.insertMany(racesAtOnce, "node", ago(2*time.Hour))
 		w.exec("update reservations set master_reservation_id = replace(reservation_id, 'node', 'master') where reservation_id like 'node-%'")
@@ -148,6 +158,7 @@ func TestUsersWhoLockManyRowsAreNeverMadeToFail(t *testing.T) {
 	w := newWorld(t)
 	const set = 8
 	for round := range raceRounds() {
+		sofar(t, round)
 		ids := w.insert(slices.Repeat([]row{{"expires_at": ago(time.Hour)}}, set)...)
 		w.exec("update reservations set master_reservation_id = $1 where reservation_id <> $1", ids[0])
 		var users sync.WaitGroup
