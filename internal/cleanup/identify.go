@@ -50,7 +50,8 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	if v.id != "" && v.from == theDisk {
+	if v.id != "" && v.from == theDisk && !slices.Contains(n.pod, v.id) {
+		c.InstanceID = cmp.Or(id.InstanceID, c.InstanceID)
 		if v, err = a.newer(ctx, c, disk.Key{User: c.UserID, Name: id.DiskName}, v); err != nil {
 			return result{}, err
 		}
@@ -144,7 +145,7 @@ func (a *Action) ownerOf(ctx context.Context, c postgres.CleanupRecord, o pod.Ob
 		life.UID = o.UID
 	}
 	verdict, why := pod.BelongsTo(o, life)
-	if verdict == pod.NotOurs && rows.NameIsLive {
+	if rows.NameIsLive {
 		// A live reservation's name protects the pod, but does not prove that the ended one's is gone.
 		life.NameIsLive = false
 		if other, reason := pod.BelongsTo(o, life); other != pod.NotOurs {

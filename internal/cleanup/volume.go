@@ -33,13 +33,14 @@ func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over
 		if found, err = a.tagged(ctx, disk.Key{User: c.UserID, Name: c.DiskName}); err != nil {
 			return "", "", err
 		}
-		if _, err := a.home.Account(ctx); err != nil { // another's would have none
-			return "", "", err
-		}
 	}
 	switch {
 	case len(found) == 0 && c.FormerVolume == "":
-		return none, "", nil
+		_, late, err := a.Store.DiskOf(ctx, c.ReservationID, c.UserID, "")
+		if err != nil || late == "" || !c.Launched {
+			return none, "", err
+		}
+		return "", "", a.take(ctx, d, late)
 	case len(found) == 0: // the keeper says what has become of it
 		return "", "", a.take(ctx, d, c.FormerVolume)
 	case len(found) == 1 && hadVolume(c, found[0]):

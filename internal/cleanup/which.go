@@ -80,25 +80,28 @@ func (a *Action) which(ctx context.Context, k disk.Key, all named) (answer, erro
 	case v.id != "":
 	case n.former != "" && n.disk != "" && n.former != n.disk:
 		v.undecided = append(v.undecided, n.former, n.disk)
-	case n.former == "":
+	case n.former == "" && (len(n.pod) == 0 || slices.Contains(n.pod, n.disk)):
 		v.id = n.disk
+	case n.former == "" && n.disk != "":
+		v.undecided = append(v.undecided, n.disk)
 	case len(n.pod) == 0 || slices.Contains(n.pod, n.former):
 		v.id = n.former
 	}
-	if v.id == "" && len(v.undecided) > 0 {
+	if v.id == "" {
 		if v.id, v.undecided, err = a.byTags(ctx, k, v.undecided, known); err != nil {
 			return answer{}, err
 		}
 		v.from = "its tags, or as the only one"
 	}
-	if v.id == "" && len(v.undecided) == 0 {
+	switch {
+	case v.id != "" || len(v.undecided) > 0:
+	case n.former != "":
 		v.id, v.from = n.former, "its former life"
-	}
-	if n.row == "" && v.id != all.row {
-		v.misnamed = all.row
-	}
-	if v.id == "" {
+	default:
 		v.last = all.last(aside)
+	}
+	if n.row == "" {
+		v.misnamed = all.row
 	}
 	return v, nil
 }
@@ -119,30 +122,28 @@ func (n named) by() string {
 // theDisk names a volume by the disk's row, of which nobody says when it was written.
 const theDisk = "the disk"
 
-// newer is the volume that was made for the reservation, by the disk's tags, where the disk's row alone names another: that
-// may be of whoever had the disk before.
+// newer is the volume that was the reservation's, by the disk's tags, where the disk's row alone names another: that may be
+// of whoever had the disk before.
 func (a *Action) newer(ctx context.Context, c postgres.CleanupRecord, k disk.Key, v answer) (answer, error) {
 	if k.User == "" || k.Name == "" {
 		return v, nil
 	}
-	tagged, err := a.tagged(ctx, k)
+	had, err := a.tagged(ctx, k)
 	if err != nil {
 		return answer{}, err
 	}
-	var made []string
-	for _, t := range tagged {
-		if hadVolume(c, t) {
-			made = append(made, t.ID)
-		}
+	named, err := a.known(ctx, []string{v.id})
+	if err != nil {
+		return answer{}, err
 	}
+	had = slices.DeleteFunc(had, func(t disk.Volume) bool { return t.ID == v.id || !hadVolume(c, t) })
 	switch {
-	case len(made) == 0 || len(made) == 1 && made[0] == v.id:
+	case len(had) == 0:
 		return v, nil
-	case len(made) == 1:
-		return answer{id: made[0], from: "its tags", misnamed: v.misnamed}, nil
+	case len(had) == 1 && !hadVolume(c, named[v.id]):
+		return answer{id: had[0].ID, from: "its tags", misnamed: v.misnamed}, nil
 	}
-	made = slices.Compact(slices.Sorted(slices.Values(append(made, v.id))))
-	return answer{undecided: made, misnamed: v.misnamed}, nil
+	return answer{undecided: slices.Sorted(slices.Values(append(idsOf(had), v.id))), misnamed: v.misnamed}, nil
 }
 
 // last returns the volume with which to go on where all are gone or set aside: one of which our books do not know what
@@ -212,6 +213,9 @@ func (a *Action) tagged(ctx context.Context, k disk.Key) ([]disk.Volume, error) 
 		if err = a.opts.Sleep(ctx, lagging); err == nil {
 			found, err = a.EC2.FindVolumes(ctx, k.Tags())
 		}
+	}
+	if err == nil {
+		_, err = a.home.Account(ctx) // another's would have none
 	}
 	if err != nil {
 		return nil, err

@@ -188,13 +188,15 @@ func (db *DB) WithVolumeSetAside(ctx context.Context, s SnapshotRecord, act func
 		}
 		var named bool
 		err = tx.QueryRow(ctx, `
-			select exists (select from reservations r where r.status in ('pending', 'queued', 'preparing', 'active')
-			                 and `+volumeIn("r.ebs_volume_id")+` = $1)
+			select exists (select from reservations r
+			               where `+volumeIn("r.ebs_volume_id")+` = $1
+			                 and (`+isLive("r.status")+` or greatest(r.launched_at, `+endedAt+`) > s.volume_aside_at))
 			    or exists (select from disks d where `+volumeIn("d.ebs_volume_id")+` = $1)
 			    or exists (select from expiry.cleanups c where c.volume_id = $1 and c.settled_at is null
 			                 and c.disk_released_at is null)
 			    or exists (select from expiry.cleanups c where $1 in (c.volume_id, c.former_volume_id, c.misnamed_volume_id)
-			                 and c.requested_at > (select volume_aside_at from expiry.snapshots where intent_id = $2))`,
+			                 and greatest(c.requested_at, c.revived_at) > s.volume_aside_at)
+			from expiry.snapshots s where s.intent_id = $2`,
 			s.VolumeID, s.IntentID).Scan(&named)
 		switch {
 		case err != nil:

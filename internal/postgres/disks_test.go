@@ -230,6 +230,12 @@ func TestAVolumeSetAsideGoesOnlyIfNobodyHasAUseForIt(t *testing.T) {
 			values ('x', 'x', now() - interval '1 hour', '` + volume + `', now(), 'superseded')`, postgres.DiskOurs},
 		"the disk's row is gone":     {"delete from disks", postgres.DiskOurs},
 		"the reservation lives anew": {"update reservations set status = 'active' where reservation_id = 'old'", postgres.DiskSuperseded},
+		"so does one unheard of":     {"update reservations set status = 'frozen', ebs_volume_id = '" + volume + "' where reservation_id = 'new'", postgres.DiskSuperseded},
+		"one ended since had it": {"update reservations set status = 'cancelled', cancelled_at = clock_timestamp(), ebs_volume_id = '" + volume +
+			"' where reservation_id = 'new'", postgres.DiskSuperseded},
+		"one before had it": {"update reservations set status = 'cancelled', cancelled_at = now() - interval '1 hour', ebs_volume_id = '" + volume +
+			"' where reservation_id = 'new'", postgres.DiskOurs},
+		"the reservation lived since": {"update expiry.cleanups set revived_at = clock_timestamp() where reservation_id = 'old'", postgres.DiskSuperseded},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

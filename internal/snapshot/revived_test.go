@@ -311,3 +311,38 @@ func TestAStaleDiskRowKeepsNoLostDiskLockedForTheWholeCleanupEither(t *testing.T
 	}
 	require.Equal(t, postgres.OutcomeLost, w.outcome(t), "%+v", last)
 }
+
+// What was written to a volume set aside is in no snapshot while whoever wrote it has ended, and the cleanup of that has not
+// begun: the service is paused, or the event is on its way.
+func TestAVolumeSetAsideIsNotDeletedBeforeTheCleanupOfWhoeverHadItSince(t *testing.T) {
+	t.Parallel()
+	for name, use := range map[string]func(*world, *testing.T) (id string){
+		"the same reservation, as a sweep has seen": func(w *world, t *testing.T) string {
+			w.revive(t)
+			return w.id
+		},
+		"the same, as its row alone tells": func(w *world, t *testing.T) string {
+			w.exec(t, "update reservations set status = 'active' where reservation_id = $1", w.id)
+			return w.id
+		},
+		"another with another disk": func(w *world, t *testing.T) string {
+			w.exec(t, "update reservations set status = 'active', launched_at = now(), ebs_volume_id = $2, disk_name = 'found' where reservation_id = $1", w.newer, w.volume)
+			return w.newer
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, snapshot := setAside(t)
+			by := use(w, t)
+			w.attach(t, w.volume, w.instance) // and somebody writes to it
+			w.detach(t)
+			w.exec(t, "update reservations set status = 'cancelled', cancelled_at = clock_timestamp() where reservation_id = $1", by)
+			w.exec(t, "update expiry.cleanups set requested_at = requested_at - interval '8 days', settled_at = settled_at - interval '8 days'")
+			w.exec(t, "update reservations set reservation_ended = reservation_ended - interval '8 days' where reservation_id = $1", w.id)
+			w.exec(t, "update expiry.snapshots set volume_aside_at = volume_aside_at - interval '8 days'")
+			w.grown(t, snapshot)
+			require.Equal(t, "volume_kept", w.deliver(t, postgres.SnapshotSync).Outcome)
+			require.True(t, w.exists(t))
+		})
+	}
+}
