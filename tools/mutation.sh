@@ -4,7 +4,7 @@
 set -euo pipefail
 
 core="internal/reservation internal/pod internal/disk internal/notice internal/event internal/fault internal/config"
-handlers="internal/authn internal/followup internal/dispatch function"
+handlers="internal/authn internal/followup internal/dispatch internal/cleanup function"
 
 GO=$(command -v go)
 gremlins=$(go tool -modfile=tools/mutation/go.mod -n gremlins)
@@ -13,10 +13,13 @@ export GO PATH=$PWD/tools/mutation:$PATH RAPID_SHRINKTIME=100ms RAPID_NOFAILFILE
 for package in ${MUTATE:-$core $handlers}; do
   echo "== $package"
   skip= exclude=^$
-  if [[ $package == function ]]; then # the handler, and the tests of it that take no minutes
+  case $package in
+  function) # the handler, and the tests of it that take no minutes
     skip=-skip='ADayInTheLife|AProcessMayBeKilled|OnTheWire|AnAnswerLost|AnExecThatHangs|TracingCosts|AStartFromZero|Restarts|OnATerminal'
-    exclude='^(command|shell|main|wire|telemetry)'
-  fi
+    exclude='^(command|shell|main|wire|telemetry)' ;;
+  internal/cleanup) # without those that wait for real pods
+    skip=-skip='ForReal|OnADeadNode|TakesItsTime|TroubleInAWS' ;;
+  esac
   GOFLAGS="-trimpath -vet=off $skip" "$gremlins" unleash --workers "${WORKERS:-1}" --timeout-coefficient 20 --exclude-files "$exclude" \
     --invert-logical --invert-loopctrl --invert-bitwise --invert-assignments --remove-self-assignments "./$package" 2>&1 \
     | grep -E 'LIVED|TIMED OUT|Killed|Timed out|efficacy'

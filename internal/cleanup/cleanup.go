@@ -147,6 +147,7 @@ type Action struct {
 func New(w World, o Options) *Action {
 	o.Patience = cmp.Or(o.Patience, time.Minute)
 	o.Interval = cmp.Or(o.Interval, time.Second/2)
+	o.Log = cmp.Or(o.Log, slog.Default())
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -155,9 +156,6 @@ func New(w World, o Options) *Action {
 	}
 	if o.Tracks == nil {
 		o.Tracks = sideBySide
-	}
-	if o.Log == nil {
-		o.Log = slog.Default()
 	}
 	if o.Trace == nil {
 		o.Trace = telemetry.Disabled()
@@ -229,7 +227,7 @@ func (a *Action) load(ctx context.Context, reservationID string) (postgres.Clean
 		}
 		return a.Store.LoadCleanup(ctx, reservationID)
 	}
-	if ended, err := a.Store.EnsureCleanup(ctx, reservationID); err != nil || !ended {
+	if _, err := a.Store.EnsureCleanup(ctx, reservationID); err != nil {
 		return c, false, err
 	}
 	return a.Store.LoadCleanup(ctx, reservationID)
@@ -262,9 +260,7 @@ func (a *Action) conclude(ctx context.Context, f postgres.FollowUp, d *delivery,
 	var failures []error
 	for _, e := range endings {
 		failures = append(failures, e.failures...)
-		if e.again > 0 && (again == 0 || e.again < again) {
-			again = e.again
-		}
+		again = cmp.Or(again, e.again) // of the compute track: no other waits
 	}
 	failed := errors.Join(failures...)
 	switch {

@@ -43,6 +43,7 @@ func TestOneDeliveryTakesDownAllThatStoodBehindAReservation(t *testing.T) {
 	for _, s := range postgres.Steps() {
 		require.NotContains(t, w.step(t, s), "open")
 	}
+	require.NotContains(t, w.step(t, postgres.StepIdentify), "former life")
 
 	inOrder := []string{"get pv pv-alice", "write RESERVATION_ENDED.txt", "list disk", "retain pv pv-alice",
 		"delete service " + podKey + "-ssh", "delete pod " + podKey, "keep " + volume}
@@ -151,7 +152,7 @@ func TestATargetGroupInUseIsTriedAgain(t *testing.T) {
 	w := newWorld(t)
 	w.stand(t)
 	w.request(t)
-	w.groups["group-1"] = 1_000_000
+	w.groups["group-1"] = 100 // more often than a delivery tries
 	report := w.deliver(t.Context(), t)
 	require.Equal(t, followup.StateFailed, report.State)
 	require.Contains(t, w.step(t, postgres.StepLoadBalancer), "in use")
@@ -202,6 +203,7 @@ func TestAReservationCancelledFromTheQueueFreesItsDiskAtOnce(t *testing.T) {
 	require.Equal(t, 1, w.facts(t, event.DiskReleased))
 	require.Zero(t, read[int](t, w, "select count(*)::int from expiry.follow_ups where kind = 'availability.update'"))
 	require.False(t, w.made("keep "+volume), "what it never ran with it has not written to")
+	require.Equal(t, "nothing_to_do: ", w.step(t, postgres.StepServices))
 }
 
 func TestADiskThatALiveReservationHasIsNotReleased(t *testing.T) {

@@ -1,6 +1,7 @@
 package cleanup_test
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -92,12 +93,62 @@ func TestTheServicesOfARowThatNamesItsNamespaceGo(t *testing.T) {
 	require.Equal(t, []string{"gpu-dev/a-newer-one", "gpu-dev/everybody"}, keys(w.services))
 }
 
+// ending is a delivery's context that always says to end soon, and never does.
+type ending struct {
+	context.Context
+	left time.Duration
+}
+
+func (e ending) Deadline() (time.Time, bool) { return time.Now().Add(e.left), true }
+
+func TestADeliveryThatEndsSoonLeavesTheDiskToTheNext(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		left time.Duration
+		kept bool
+	}{"a call's time is left": {left: 30 * time.Second, kept: true}, "less": {left: 20 * time.Second}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.stand(t)
+			w.request(t)
+			report := w.deliver(ending{t.Context(), c.left}, t)
+			require.Equal(t, c.kept, w.made("keep "+volume))
+			if !c.kept {
+				require.Equal(t, followup.StatePostponed, report.State, report.Error)
+				require.Contains(t, w.step(t, postgres.StepDisk), "too little of the delivery is left for the disk")
+			}
+		})
+	}
+}
+
+func TestAPodIsLookedAtTwiceASecondForAMinuteOrAsLongAsTheDeliveryLasts(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ left, waits time.Duration }{
+		"a minute":                    {90 * time.Second, time.Minute},
+		"but for what is still to do": {40 * time.Second, 25 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.stand(t)
+			w.stubborn = true
+			w.groups["group-1"] = 0 // nothing else takes its time
+			w.request(t)
+			began := w.now()
+			w.deliver(ending{t.Context(), c.left}, t)
+			require.InDelta(t, c.waits, w.now().Sub(began), float64(time.Second))
+			require.InDelta(t, 2*c.waits.Seconds(), w.count("get pod "+podKey), 10)
+		})
+	}
+}
+
 func TestAPodThatIsStoppingIsNotAskedAgain(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		left  time.Duration // of its grace period
 		asked int
-	}{"in as short a time as ours": {left: 30 * time.Second}, "but in a longer one": {left: 10 * time.Minute, asked: 1}} {
+	}{"about as soon as ours": {left: 33 * time.Second}, "but later": {left: 10 * time.Minute, asked: 1}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
@@ -109,6 +160,30 @@ func TestAPodThatIsStoppingIsNotAskedAgain(t *testing.T) {
 			w.request(t)
 			w.deliver(t.Context(), t)
 			require.Equal(t, c.asked, w.count("delete pod "+podKey))
+		})
+	}
+}
+
+func TestAPodThatGoesAsItIsDeletedIsGone(t *testing.T) {
+	t.Parallel()
+	shelf := stacktest.NewShelf(t)
+	for name, then := range map[string]func(*world){
+		"gone":     func(w *world) { delete(w.pods, podKey) },
+		"replaced": func(w *world) { w.pods[podKey] = w.pod("uid-2") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorldIn(t, shelf)
+			w.stand(t)
+			w.before = func(call string) error {
+				if call == "delete pod "+podKey {
+					then(w)
+				}
+				return nil
+			}
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.Equal(t, "done: ", w.step(t, postgres.StepPod))
 		})
 	}
 }

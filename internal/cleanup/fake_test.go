@@ -28,7 +28,7 @@ type outside struct {
 	account  disk.Account
 	pods     map[string]pod.Pod // by namespace/name, as all of Kubernetes' objects
 	services map[string]pod.Service
-	unlisted bool // services do not show in listings
+	unlisted string // the service that does not show in listings
 	claims   map[string]pod.Claim
 	volumes  map[string]pod.PersistentVolume
 	nodes    map[string]pod.Node
@@ -134,7 +134,7 @@ func (o *outside) Account(context.Context) (disk.Account, error) { return o.acco
 func (o *outside) ListServices(_ context.Context, namespace string) (services []pod.Service, err error) {
 	err = o.do("list services "+namespace, func() error {
 		for _, key := range keys(o.services) {
-			if s := o.services[key]; s.Namespace == namespace && !o.unlisted {
+			if s := o.services[key]; s.Namespace == namespace && s.Name != o.unlisted {
 				services = append(services, s)
 			}
 		}
@@ -193,8 +193,13 @@ func (o *outside) RetainVolume(_ context.Context, name, _ string) (v pod.Persist
 	return v, err
 }
 
-func (o *outside) WriteFile(_ context.Context, _, podName, _ string, f pod.File) error {
-	return o.do("write "+f.Name, func() error { o.files[podName+"/"+f.Name] = f.Content; return nil })
+func (o *outside) WriteFile(ctx context.Context, _, podName, _ string, f pod.File) error {
+	return o.do("write "+f.Name, func() error {
+		if ctx.Err() == nil {
+			o.files[podName+"/"+f.Name] = f.Content
+		}
+		return ctx.Err()
+	})
 }
 
 func (o *outside) RunListing(context.Context, string, string, string, string) (l pod.Listing, err error) {
@@ -263,9 +268,13 @@ func (o *outside) DeleteTargetGroup(_ context.Context, arn string) error {
 	})
 }
 
-func (o *outside) PutListing(_ context.Context, key string, text []byte) (url string, err error) {
-	url = "s3://bucket/" + key
-	err = o.do("put "+key, func() error { o.objects[key] = string(text); return nil })
+func (o *outside) PutListing(ctx context.Context, key string, text []byte) (url string, err error) {
+	err = o.do("put "+key, func() error {
+		if ctx.Err() == nil {
+			url, o.objects[key] = "s3://bucket/"+key, string(text)
+		}
+		return ctx.Err()
+	})
 	return url, err
 }
 

@@ -25,7 +25,7 @@ func (a *Action) reachable(ctx context.Context, d *delivery) (*pod.Pod, string, 
 	if err != nil || p == nil {
 		return nil, why, err
 	}
-	if main, ok := p.Main(); p.Phase != pod.Running || !ok || !main.Running {
+	if main, _ := p.Main(); p.Phase != pod.Running || !main.Running {
 		return nil, fmt.Sprintf("container %s of pod %s/%s does not run", pod.MainContainer, p.Namespace, p.Name), nil
 	}
 	return p, "", nil
@@ -113,9 +113,6 @@ func (a *Action) list(ctx context.Context, p *pod.Pod) (found pod.Listing, err e
 		}
 		if found.Size != "" && found.Tree != "" {
 			return found, nil
-		}
-		if ctx.Err() != nil {
-			break
 		}
 	}
 	return found, err

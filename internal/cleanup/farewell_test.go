@@ -8,6 +8,8 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/cleanup"
 	"gpudev.internal/reservation-expiry/internal/pod"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/stacktest"
 )
 
 // listings answers one try after the other, and then the last one again.
@@ -68,6 +70,30 @@ func TestAListingIsStoredAtTheSecondTry(t *testing.T) {
 			w.deliver(t.Context(), t)
 			require.Equal(t, c.tries, w.count(put))
 			require.Len(t, w.objects, c.tries-c.fail)
+		})
+	}
+}
+
+func TestNothingIsRunWhereTheServerDoesNotRun(t *testing.T) {
+	t.Parallel()
+	shelf := stacktest.NewShelf(t)
+	for name, change := range map[string]func(*pod.Pod){
+		"its container has stopped":                                   func(p *pod.Pod) { p.Containers[0].Running = false },
+		"its pod has failed, whatever was said of the container last": func(p *pod.Pod) { p.Phase = pod.Failed },
+		"it has no such container":                                    func(p *pod.Pod) { p.Containers[0].Name = "sidecar" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorldIn(t, shelf)
+			w.stand(t)
+			p := w.pods[podKey]
+			change(&p)
+			w.pods[podKey] = p
+			w.request(t)
+			w.deliver(t.Context(), t)
+			require.Equal(t, "missing: container gpu-dev of pod "+podKey+" does not run", w.step(t, postgres.StepListing))
+			require.Empty(t, w.files)
+			require.False(t, w.made("list disk"))
 		})
 	}
 }

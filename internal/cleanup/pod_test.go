@@ -379,7 +379,7 @@ func TestAServiceThatIsMissingFromAListingIsNotGone(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.stand(t)
-	w.unlisted = true
+	w.unlisted = podName + "-ssh"
 	w.request(t)
 	w.deliver(t.Context(), t)
 	require.NotContains(t, keys(w.services), podKey+"-ssh")

@@ -17,7 +17,7 @@ import (
 type step struct {
 	name postgres.Step
 	run  func(context.Context, *delivery) (result, error)
-	// soft steps that fail, or must wait, do not stop those after them.
+	// soft steps that fail do not stop those after them.
 	soft bool
 	// kube is set for steps that believe what the Kubernetes API says to be gone.
 	kube bool
@@ -85,10 +85,8 @@ func (a *Action) follow(ctx context.Context, d *delivery, track []step) ending {
 		if err != nil {
 			e.failures = append(e.failures, fmt.Errorf("%s: %w", s.name, err))
 		}
-		if again > 0 && (e.again == 0 || again < e.again) {
-			e.again = again
-		}
-		if ctx.Err() != nil || !s.soft && (err != nil || again > 0) {
+		e.again = again
+		if ctx.Err() != nil || again > 0 || !s.soft && err != nil {
 			break
 		}
 	}

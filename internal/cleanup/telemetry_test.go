@@ -8,9 +8,12 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/codes"
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 
 	"gpudev.internal/reservation-expiry/internal/cleanup"
@@ -87,7 +90,72 @@ func TestAFailedStepIsFoundByItsName(t *testing.T) {
 	require.NotContains(t, outcomes, "failed pod")
 }
 
-func TestEachLineOfACleanupGivesItsReason(t *testing.T) {
+// attempts are those that each finished step took, as they were pushed last.
+type attempts map[string]int64
+
+func (attempts) Temporality(sdkmetric.InstrumentKind) metricdata.Temporality {
+	return metricdata.CumulativeTemporality
+}
+
+func (attempts) Aggregation(k sdkmetric.InstrumentKind) sdkmetric.Aggregation {
+	return sdkmetric.DefaultAggregationSelector(k)
+}
+
+func (a attempts) Export(_ context.Context, rm *metricdata.ResourceMetrics) error {
+	for _, m := range rm.ScopeMetrics[0].Metrics {
+		if m.Name != "reservation_expiry.cleanup.step.attempts" {
+			continue
+		}
+		for _, point := range m.Data.(metricdata.Histogram[int64]).DataPoints {
+			step, _ := point.Attributes.Value("step")
+			a[step.AsString()] = point.Sum
+		}
+	}
+	return nil
+}
+
+func (attempts) ForceFlush(context.Context) error { return nil }
+func (attempts) Shutdown(context.Context) error   { return nil }
+
+func TestTheAttemptsOfAStepAreCountedOnceItIsDone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	taken, spans := attempts{}, tracetest.NewInMemoryExporter()
+	var err error
+	w.trace, err = telemetry.Setup(t.Context(), telemetry.Options{Getenv: func(string) string { return "" }, Spans: spans, Metrics: taken})
+	require.NoError(t, err)
+	w.build(func(*cleanup.World) {})
+	w.stand(t)
+	w.request(t)
+	finish := w.keep
+	for _, c := range []struct {
+		keep  func(postgres.CleanupRecord) (followup.Result, error)
+		taken int64
+	}{
+		{func(postgres.CleanupRecord) (followup.Result, error) {
+			return followup.Result{}, errors.New("EC2 is away")
+		}, 0},
+		{func(postgres.CleanupRecord) (followup.Result, error) { return followup.LookAgain(time.Minute), nil }, 0},
+		{finish, 2}, // waiting is no failure
+	} {
+		w.keep = c.keep
+		w.deliver(t.Context(), t)
+		require.NoError(t, w.trace.Flush(t.Context()))
+		require.Equal(t, c.taken, taken["disk"])
+		require.EqualValues(t, 1, taken["pod"])
+	}
+	var said []int64 // by the spans
+	for _, s := range spans.GetSpans() {
+		for _, a := range s.Attributes {
+			if s.Name == "disk" && a.Key == telemetry.KeyAttempt {
+				said = append(said, a.Value.AsInt64())
+			}
+		}
+	}
+	require.Equal(t, []int64{1, 2, 2}, said)
+}
+
+func TestEachLineOfACleanupGivesItsOutcomeAndReason(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.stand(t)
@@ -100,6 +168,7 @@ func TestEachLineOfACleanupGivesItsReason(t *testing.T) {
 	require.Len(t, lines, len(postgres.Steps())+1, "the steps, and that it is settled")
 	for _, line := range lines {
 		require.Regexp(t, `reason=[^ ]*[a-z]`, line)
+		require.Regexp(t, `outcome=[a-z]`, line)
 	}
 }
 

@@ -59,8 +59,9 @@ func TestAVolumeThatNobodyNamesIsSoughtByItsTags(t *testing.T) {
 				return finish(c)
 			}
 			w.request(t)
-			w.deliver(t.Context(), t)
+			report := w.deliver(t.Context(), t)
 			require.Equal(t, test.outcome, w.outcome(t), w.step(t, postgres.StepDisk))
+			require.Equal(t, test.outcome == "open", report.State == followup.StateFailed, report.Error)
 			require.Contains(t, w.step(t, postgres.StepDisk), test.step)
 			require.Equal(t, test.kept, kept)
 			if test.outcome == "open" {

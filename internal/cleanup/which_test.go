@@ -1,11 +1,19 @@
 package cleanup
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"maps"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
 func TestAVolumeThatIsGoneOrSetAsideIsNoAnswerWhileAnotherIsLeft(t *testing.T) {
@@ -52,4 +60,212 @@ func TestWhereNoneIsLeftTheOneGoesOnOfWhichNobodyKnowsWhatBecameOfIt(t *testing.
 	} {
 		require.Equal(t, want, n.last(aside))
 	}
+}
+
+func TestAVolumeWasTheReservationsIfItWasMadeInItsTimeOrIsWhereItsPodRan(t *testing.T) {
+	t.Parallel()
+	start, end := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC), time.Date(2026, 3, 1, 17, 0, 0, 0, time.UTC)
+	attached := func(instance string) []disk.Attachment { return []disk.Attachment{{InstanceID: instance}} }
+	const apart = 30 * time.Second // two clocks
+	for name, c := range map[string]struct {
+		had      bool
+		made     time.Time
+		attached []disk.Attachment
+		unknown  bool // when it started, and where it ran
+	}{
+		"in its time":                       {had: true, made: start.Add(time.Hour)},
+		"as it started":                     {had: true, made: start.Add(-apart)},
+		"before":                            {made: start.Add(-2 * time.Minute)},
+		"as it ended":                       {had: true, made: end.Add(apart)},
+		"after":                             {made: end.Add(2 * time.Minute)},
+		"before it ended, unknown when":     {made: start, unknown: true},
+		"before, and is where it ran":       {had: true, made: start.Add(-time.Hour), attached: attached("i-1")},
+		"before, and is elsewhere":          {made: start.Add(-time.Hour), attached: attached("i-2")},
+		"before, and is nobody knows where": {made: start.Add(-time.Hour), attached: attached(""), unknown: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := postgres.CleanupRecord{Started: start, Ended: end, Identity: postgres.Identity{InstanceID: "i-1"}}
+			if c.unknown {
+				r.Started, r.InstanceID = time.Time{}, ""
+			}
+			require.Equal(t, c.had, hadVolume(r, disk.Volume{CreatedAt: c.made, Attachments: c.attached}))
+		})
+	}
+}
+
+// somewhere is what our books and EC2 say of volumes.
+type somewhere struct {
+	Store
+	EC2
+	aside   []string
+	volumes []disk.Volume
+	broken  string // the call that fails
+}
+
+func (s somewhere) answer(call string) error {
+	if s.broken == call {
+		return errors.New(call + " is away")
+	}
+	return nil
+}
+
+func (s somewhere) Account(context.Context) (disk.Account, error) { return disk.Account{ID: "1"}, nil }
+func (s somewhere) KnownAccount(context.Context) (disk.Account, error) {
+	return disk.Account{ID: "1"}, nil
+}
+
+func (s somewhere) VolumesSetAside(_ context.Context, ids []string) (aside []string, err error) {
+	for _, id := range ids {
+		if slices.Contains(s.aside, id) {
+			aside = append(aside, id)
+		}
+	}
+	return aside, s.answer("the books")
+}
+
+func (s somewhere) DescribeVolume(_ context.Context, id string) (disk.Volume, error) {
+	for _, v := range s.volumes {
+		if v.ID == id {
+			return v, s.answer("EC2")
+		}
+	}
+	return disk.Volume{}, cmp.Or(s.answer("EC2"), fault.Errorf(fault.Gone, "no volume %q", id))
+}
+
+func (s somewhere) FindVolumes(_ context.Context, tags map[string]string) (found []disk.Volume, err error) {
+	for _, v := range s.volumes {
+		if maps.Equal(v.Tags, tags) {
+			found = append(found, v)
+		}
+	}
+	return found, s.answer("the tags")
+}
+
+func (s somewhere) action() *Action {
+	return New(World{Store: s, EC2: s, Identity: s}, Options{Sleep: func(context.Context, time.Duration) error { return nil }})
+}
+
+func TestWhichVolumeIsTheDisk(t *testing.T) {
+	t.Parallel()
+	key := disk.Key{User: "alice", Name: "default"}
+	there := []disk.Volume{
+		{ID: "a"}, {ID: "b"}, {ID: "aside"}, {ID: "leaving", State: disk.VolumeDeleting},
+		{ID: "hers", Tags: key.Tags()}, {ID: "hers too", Tags: key.Tags()}, {ID: "teams", Tags: disk.Key{User: "team"}.Tags()},
+	}
+	without := func(ids ...string) []disk.Volume {
+		return slices.DeleteFunc(slices.Clone(there), func(v disk.Volume) bool { return slices.Contains(ids, v.ID) })
+	}
+	untagged := without("hers", "hers too")
+	const row, pod, former, tags = "the row", "the pod", "its former life", "its tags, or as the only one"
+	for name, c := range map[string]struct {
+		of    named
+		there []disk.Volume // nil: all
+		key   *disk.Key     // nil: alice's
+		is    answer
+	}{
+		"nothing names one": {},
+
+		"the pod alone":                     {of: named{home: "a"}, is: answer{id: "a", from: pod}},
+		"row and pod the same":              {of: named{row: "a", home: "a", disk: "b"}, is: answer{id: "a", from: row}},
+		"another than the row":              {of: named{row: "a", home: "b"}, is: answer{id: "b", from: pod, misnamed: "a"}},
+		"so, but the row's has the tags":    {of: named{row: "hers", home: "b"}, is: answer{id: "hers", from: row}},
+		"so, and both have them":            {of: named{row: "hers", home: "hers too"}, is: answer{id: "hers too", from: pod, misnamed: "hers"}},
+		"so, but the pod's is another's":    {of: named{row: "a", home: "teams"}, is: answer{id: "a", from: row}},
+		"so, but the row's is gone":         {of: named{row: "gone", home: "b"}, is: answer{id: "b", from: pod, misnamed: "gone"}},
+		"so, and both are gone":             {of: named{row: "gone", home: "gone too"}, is: answer{misnamed: "gone", last: "gone"}},
+		"the row's goes, the pod's is gone": {of: named{row: "leaving", home: "gone"}, is: answer{misnamed: "leaving", last: "leaving"}},
+
+		"the row alone, and gone":        {of: named{row: "gone"}, is: answer{id: "gone", from: row}},
+		"the row alone, and set aside":   {of: named{row: "aside"}, is: answer{misnamed: "aside", last: "aside"}},
+		"the row, of what the pod has":   {of: named{row: "a", pod: []string{"hers", "a"}}, is: answer{id: "a", from: row}},
+		"the row, of what is not there":  {of: named{row: "gone", pod: []string{"gone", "a"}}, is: answer{id: "gone", from: row}},
+		"the row, but not what pod has":  {of: named{row: "a", pod: []string{"hers"}}, is: answer{id: "a", from: row}},
+		"the row's gone, not the disk's": {of: named{row: "gone", disk: "a"}, is: answer{id: "a", from: theDisk, misnamed: "gone"}},
+		"the row, not the former":        {of: named{row: "a", former: "b"}, is: answer{id: "a", from: row}},
+		"the disk alone, and gone":       {of: named{disk: "gone"}, is: answer{id: "gone", from: theDisk}},
+		"the disk, and another is gone":  {of: named{disk: "a", former: "gone"}, is: answer{id: "a", from: theDisk}},
+
+		"the former alone":                          {of: named{former: "a"}, is: answer{id: "a", from: former}},
+		"the former, and gone":                      {of: named{former: "gone"}, is: answer{last: "gone"}},
+		"former and disk the same":                  {of: named{former: "a", disk: "a"}, is: answer{id: "a", from: former}},
+		"former and disk":                           {of: named{former: "b", disk: "a"}, is: answer{undecided: []string{"a", "b"}}},
+		"so, and one has the tags":                  {of: named{former: "a", disk: "hers"}, is: answer{id: "hers", from: tags}},
+		"the former, and the pod has it":            {of: named{former: "a", pod: []string{"a", "b"}}, is: answer{id: "a", from: former}},
+		"the former, the pod another's":             {of: named{former: "a", pod: []string{"teams"}}, is: answer{id: "a", from: former}},
+		"the former, but the pod's is the only one": {of: named{former: "a", pod: []string{"b"}}, there: untagged, is: answer{id: "b", from: tags}},
+
+		"one of the pod's":                    {of: named{pod: []string{"a"}}, there: untagged, is: answer{id: "a", from: tags}},
+		"so, but another has the tags":        {of: named{pod: []string{"a"}}, there: without("hers too"), is: answer{undecided: []string{"a", "hers"}}},
+		"so, and nobody knows whose":          {of: named{pod: []string{"a"}}, key: &disk.Key{Name: "default"}, is: answer{undecided: []string{"a"}}},
+		"so, and nobody knows the disk":       {of: named{pod: []string{"a"}}, key: &disk.Key{User: "alice"}, is: answer{undecided: []string{"a"}}},
+		"the one that is left of the pod's":   {of: named{pod: []string{"a", "gone"}}, there: untagged, is: answer{id: "a", from: tags}},
+		"the pod's only one is another's":     {of: named{pod: []string{"teams"}}},
+		"of the pod's all but one another's":  {of: named{pod: []string{"a", "teams"}}, is: answer{undecided: []string{"a"}}},
+		"one of the pod's has the tags":       {of: named{pod: []string{"a", "hers"}}, is: answer{id: "hers", from: tags}},
+		"two of the pod's have them":          {of: named{pod: []string{"hers", "hers too"}}, is: answer{undecided: []string{"hers", "hers too"}}},
+		"none of the pod's has them":          {of: named{pod: []string{"b", "a"}}, is: answer{undecided: []string{"a", "b"}}},
+		"the disk's, of which the pod has it": {of: named{disk: "a", pod: []string{"b", "a"}}, is: answer{id: "a", from: theDisk}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := somewhere{aside: []string{"aside"}, volumes: there}
+			if c.there != nil {
+				s.volumes = c.there
+			}
+			k := key
+			if c.key != nil {
+				k = *c.key
+			}
+			is, err := s.action().which(t.Context(), k, c.of)
+			require.NoError(t, err)
+			if is.id != "" {
+				is.undecided = nil
+			} else {
+				is.from = ""
+			}
+			require.Equal(t, c.is, is)
+		})
+	}
+}
+
+func TestWhereOurBooksOrEC2DoNotAnswerNoVolumeIsTheDisk(t *testing.T) {
+	t.Parallel()
+	for _, broken := range []string{"the books", "EC2", "the tags"} {
+		s := somewhere{broken: broken, volumes: []disk.Volume{{ID: "a"}}}
+		_, err := s.action().which(t.Context(), disk.Key{User: "alice", Name: "default"}, named{pod: []string{"a"}})
+		require.ErrorContains(t, err, broken+" is away")
+	}
+}
+
+func TestOfAVolumeThatTheDisksRowAloneNamesTheOneMadeForTheReservationIsTheDisk(t *testing.T) {
+	t.Parallel()
+	key, ended := disk.Key{User: "alice", Name: "default"}, time.Date(2026, 3, 1, 17, 0, 0, 0, time.UTC)
+	made := func(id string, ago time.Duration) disk.Volume {
+		return disk.Volume{ID: id, Tags: key.Tags(), CreatedAt: ended.Add(-ago)}
+	}
+	const before, within = 48 * time.Hour, time.Hour
+	for name, c := range map[string]struct {
+		key   disk.Key
+		there []disk.Volume
+		is    answer
+	}{
+		"itself":                  {key, []disk.Volume{made("a", within)}, answer{id: "a", from: theDisk}},
+		"none, as both are older": {key, []disk.Volume{made("a", before), made("b", before)}, answer{id: "a", from: theDisk}},
+		"the other":               {key, []disk.Volume{made("a", before), made("b", within)}, answer{id: "b", from: "its tags"}},
+		"either":                  {key, []disk.Volume{made("b", within), made("a", within)}, answer{undecided: []string{"a", "b"}}},
+		"it, or two others":       {key, []disk.Volume{made("c", within), made("b", within)}, answer{undecided: []string{"a", "b", "c"}}},
+		"unknown whose":           {disk.Key{Name: "default"}, []disk.Volume{{ID: "b", Tags: disk.Key{Name: "default"}.Tags(), CreatedAt: ended}}, answer{id: "a", from: theDisk}},
+		"unknown which disk":      {disk.Key{User: "alice"}, []disk.Volume{{ID: "b", Tags: disk.Key{User: "alice"}.Tags(), CreatedAt: ended}}, answer{id: "a", from: theDisk}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := postgres.CleanupRecord{Started: ended.Add(-5 * time.Hour), Ended: ended}
+			is, err := somewhere{volumes: c.there}.action().newer(t.Context(), r, c.key, answer{id: "a", from: theDisk})
+			require.NoError(t, err)
+			require.Equal(t, c.is, is)
+		})
+	}
+	_, err := somewhere{broken: "the tags"}.action().newer(t.Context(), postgres.CleanupRecord{}, key, answer{id: "a", from: theDisk})
+	require.ErrorContains(t, err, "the tags is away")
 }

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -45,26 +46,16 @@ type Announcer struct {
 
 // NewAnnouncer returns an Announcer; without a sender the facts stay recorded.
 func NewAnnouncer(outbox Outbox, build event.Builder, sender Sender, opts AnnouncerOptions) *Announcer {
-	if opts.Within == 0 {
-		opts.Within = 10 * time.Second
-	}
-	if opts.Each == 0 {
-		opts.Each = 10 * time.Second
-	}
-	if opts.Lease == 0 {
-		opts.Lease = time.Minute
-	}
-	if opts.AtOnce == 0 {
-		opts.AtOnce = 8
-	}
+	opts.Within = cmp.Or(opts.Within, 10*time.Second)
+	opts.Each = cmp.Or(opts.Each, 10*time.Second)
+	opts.Lease = cmp.Or(opts.Lease, time.Minute)
+	opts.AtOnce = cmp.Or(opts.AtOnce, 8)
+	opts.Log = cmp.Or(opts.Log, slog.Default())
 	if opts.NewID == nil {
 		opts.NewID = uuid.New
 	}
 	if opts.Jitter == nil {
 		opts.Jitter = rand.Float64
-	}
-	if opts.Log == nil {
-		opts.Log = slog.Default()
 	}
 	return &Announcer{outbox: outbox, build: build, sender: sender, opts: opts}
 }

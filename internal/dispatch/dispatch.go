@@ -3,6 +3,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -44,18 +45,10 @@ type Dispatcher struct {
 
 // New returns a Dispatcher that sends through sender.
 func New(store Store, build event.Builder, sender Sender, opts Options) *Dispatcher {
-	if opts.AtOnce == 0 {
-		opts.AtOnce = 8
-	}
-	if opts.Pause == 0 {
-		opts.Pause = 2 * time.Second
-	}
-	if opts.Grace == 0 {
-		opts.Grace = 18 * time.Second
-	}
-	if opts.Log == nil {
-		opts.Log = slog.Default()
-	}
+	opts.AtOnce = cmp.Or(opts.AtOnce, 8)
+	opts.Pause = cmp.Or(opts.Pause, 2*time.Second)
+	opts.Grace = cmp.Or(opts.Grace, 18*time.Second)
+	opts.Log = cmp.Or(opts.Log, slog.Default())
 	return &Dispatcher{store: store, build: build, sender: sender, opts: opts, wake: make(chan struct{}, 1)}
 }
 

@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,12 +64,8 @@ func NewHTTPSender(target string, opts SenderOptions) *HTTPSender {
 	if opts.Transport == nil {
 		opts.Transport = NewTransport()
 	}
-	if opts.Timeout == 0 {
-		opts.Timeout = 10 * time.Second
-	}
-	if opts.Tries == 0 {
-		opts.Tries = 3
-	}
+	opts.Timeout = cmp.Or(opts.Timeout, 10*time.Second)
+	opts.Tries = cmp.Or(opts.Tries, 3)
 	client := &http.Client{
 		Transport: opts.Transport,
 		// A redirected POST would arrive as a GET.

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	ce "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/stretchr/testify/require"
 
 	"gpudev.internal/reservation-expiry/internal/dispatch"
@@ -25,10 +24,7 @@ func TestTheTokenIsReadAnewForEachEvent(t *testing.T) {
 	defer transport.CloseIdleConnections()
 	file := filepath.Join(t.TempDir(), "token")
 	sender := dispatch.NewHTTPSender(sink.URL, dispatch.SenderOptions{Transport: transport, Token: dispatch.TokenFile(file), Tries: 1})
-	e := ce.New()
-	e.SetID("1")
-	e.SetType("test")
-	e.SetSource("//test")
+	e := anEvent()
 
 	require.NoError(t, sender.Send(t.Context(), e))
 	require.Empty(t, <-said, "nothing is bound")

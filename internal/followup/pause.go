@@ -20,10 +20,8 @@ func Pause(failures int, jitter float64) time.Duration {
 	switch {
 	case failures >= StuckAfter:
 		pause = StuckPause
-	case failures < 1:
-		pause = firstPause
-	case failures <= 4: // the fourth doubling would pass longestPause
-		pause = min(firstPause<<(failures-1), longestPause)
+	case failures <= 4: // the fourth doubling is the longest pause
+		pause = firstPause << max(failures-1, 0)
 	}
 	return pause - time.Duration(jitter*float64(pause)/10)
 }

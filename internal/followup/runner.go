@@ -59,17 +59,13 @@ type Runner struct {
 
 // NewRunner returns a Runner with an action for each kind it is to carry out.
 func NewRunner(store Store, actions map[postgres.FollowUpKind]Action, opts Options) *Runner {
-	if opts.Lease == 0 {
-		opts.Lease = 2 * time.Minute
-	}
+	opts.Lease = cmp.Or(opts.Lease, 2*time.Minute)
+	opts.Log = cmp.Or(opts.Log, slog.Default())
 	if opts.NewID == nil {
 		opts.NewID = uuid.New
 	}
 	if opts.Jitter == nil {
 		opts.Jitter = rand.Float64
-	}
-	if opts.Log == nil {
-		opts.Log = slog.Default()
 	}
 	return &Runner{store: store, actions: actions, opts: opts}
 }
@@ -114,9 +110,7 @@ func (r *Runner) Run(ctx context.Context, kind postgres.FollowUpKind, key string
 		return report, err
 	}
 
-	if report.About = f.ReservationID; report.About == "" {
-		report.About = f.Subject
-	}
+	report.About = cmp.Or(f.ReservationID, f.Subject)
 	log := r.opts.Log.With("follow_up", kind, "key", key, "reservation_id", f.ReservationID)
 	work, cancel := context.WithTimeout(ctx, cmp.Or(r.opts.Deadline, Limit(kind)))
 	result, failure := r.handle(work, f)
@@ -141,10 +135,7 @@ func (r *Runner) Run(ctx context.Context, kind postgres.FollowUpKind, key string
 		report.State, report.Next = StatePostponed, result.LookAgain
 		held, err = r.store.PostponeFollowUp(recording, f, result.LookAgain)
 	default:
-		report.State, report.Outcome = StateDone, result.Outcome
-		if report.Outcome == "" {
-			report.Outcome = "done"
-		}
+		report.State, report.Outcome = StateDone, cmp.Or(result.Outcome, "done")
 		held, err = r.store.FinishFollowUp(recording, f, report.Outcome)
 	}
 	if err == nil && !held {

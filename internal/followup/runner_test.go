@@ -205,6 +205,16 @@ func TestAnActionHasLessTimeThanItsLeaseLasts(t *testing.T) {
 	require.Equal(t, "sent", w.row(t).Outcome)
 }
 
+func TestEachKindHasTheTimeOfACallAndLessThanTheLease(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []postgres.FollowUpKind{
+		postgres.Warning, postgres.Notice, postgres.Cleanup, postgres.SnapshotSync, postgres.SnapshotPurge, postgres.AvailabilityUpdate,
+	} {
+		require.Greater(t, followup.Limit(kind), 20*time.Second, kind)
+		require.Less(t, followup.Limit(kind), 2*time.Minute, kind)
+	}
+}
+
 func TestARowThatCannotBeClaimedIsNotWorkedOn(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
