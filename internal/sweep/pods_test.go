@@ -469,9 +469,9 @@ func TestTheLongestMissingAreAskedForFirst(t *testing.T) {
 	w, c := newWorld(t), newCluster()
 	w.lost(confirmationsMost+10, "lost")
 	w.exec(`insert into expiry.missing_pods (reservation_id, first_seen_at, last_seen_at)
-		select 'lost-' || i, now() - (10 + i) * interval '1 minute', now() - interval '5 minutes' from generate_series(1, $1) i`, confirmationsMost+5)
+		select 'lost-' || i, now() - (10 + i) * interval '1 minute', now() - interval '5 minutes' from generate_series(6, $1) i`, confirmationsMost+10)
 	require.Equal(t, confirmationsMost, w.within(c).Counts["missingExpired"])
-	require.Equal(t, []string{"lost-1", "lost-2", "lost-3", "lost-4", "lost-5"},
+	require.Equal(t, []string{"lost-10", "lost-6", "lost-7", "lost-8", "lost-9"},
 		w.texts("select reservation_id from expiry.missing_pods where ended_at is null order by 1"), "and with nobody else a series has begun")
 }
 
