@@ -144,10 +144,13 @@ func (p *people) backUp(w *world, r *reservation) {
 	}
 }
 
-// mislabel has the platform tag a volume as another user's, or as another disk's.
+// mislabel has the platform tag a volume as another user's, or as another disk's, where a row goes on naming it: what nothing
+// names any more nobody could find.
 func (p *people) mislabel(w *world, r *reservation) {
 	v, key := w.outside.EC2.Volume(r.volume), disk.Key{User: r.user, Name: r.disk}
-	if v == nil || !w.oneIn(3) {
+	if v == nil || !w.oneIn(3) || !column[bool](w.data, `
+		select exists (select from reservations where reservation_id = $1 and ebs_volume_id = $2)
+		    or exists (select from disks where reservation_id = $1 and ebs_volume_id = $2)`, r.id, r.volume)[0] {
 		return
 	}
 	if w.oneIn(2) {
