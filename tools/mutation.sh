@@ -4,7 +4,7 @@
 set -euo pipefail
 
 core="internal/reservation internal/pod internal/disk internal/notice internal/event internal/fault internal/config"
-handlers="internal/authn internal/followup internal/dispatch internal/cleanup function"
+handlers="internal/authn internal/followup internal/dispatch internal/warning internal/sweep internal/cleanup internal/snapshot function"
 
 GO=$(command -v go)
 gremlins=$(go tool -modfile=tools/mutation/go.mod -n gremlins)
