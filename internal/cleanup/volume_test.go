@@ -357,6 +357,17 @@ func TestWhatTheRowAloneNamesIsKeptWhateverHasBecomeOfIt(t *testing.T) {
 	}
 }
 
+func TestTheTagsKnowNoBetterThanTheReservationsRow(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	delete(w.pods, podKey)
+	w.tagged = []disk.Volume{{ID: secondVolume, Tags: disk.Key{User: "alice", Name: "default"}.Tags(), CreatedAt: w.now().Add(-time.Hour)}}
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.True(t, w.made("keep "+volume), w.step(t, postgres.StepIdentify))
+}
+
 // The disk's row may still name the volume of whoever had the disk before.
 func TestOfAVolumeThatOnlyTheDisksRowNamesTheTagsMayKnowBetter(t *testing.T) {
 	t.Parallel()
