@@ -129,6 +129,21 @@ func TestFactsThatAreNotTakenWaitAndLoseNothing(t *testing.T) {
 	require.Equal(t, 2, sent)
 }
 
+func TestAFactThatIsNotTakenWaitsLongerEachTimeButNeverForAnHour(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.fact(t, "second try", 1)
+	w.fact(t, "twentieth", 1)
+	w.exec(t, "update expiry.facts set attempts = case subject when 'twentieth' then 19 else 1 end")
+	s := newSink(t, func(ce.Event) int { return http.StatusServiceUnavailable })
+	_, err := announcer(t, w, sender(t, s.URL, 1)).Drain(t.Context())
+	require.Error(t, err)
+	for subject, longer := range map[string]string{"second try": "16 seconds", "twentieth": "1 minute"} {
+		require.Equal(t, 1, w.count(t, "facts where subject = '"+subject+"' and try_again_at > clock_timestamp() + interval '"+longer+"'"))
+	}
+	require.Zero(t, w.count(t, "facts where try_again_at > clock_timestamp() + interval '10 minutes'"))
+}
+
 func TestAFactThatIsRefusedStopsNoOther(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
