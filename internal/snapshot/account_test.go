@@ -130,6 +130,22 @@ func TestASnapshotBesideWhichAVolumeIsSetAsideIsPurgedOnlyAfterIt(t *testing.T) 
 	require.False(t, w.hasSnapshot(t, id))
 }
 
+func TestAVolumeSetAsideHasGoneOnlyOnceEC2KnowsItNoMore(t *testing.T) {
+	t.Parallel()
+	w, id := setAside(t)
+	w.grown(t, id)
+	w.account.Set(stacktest.Settings{VolumeDelete: time.Hour})
+	for range 2 {
+		require.Equal(t, followup.StatePostponed, w.deliver(t, postgres.SnapshotSync).State)
+		require.Equal(t, 1, w.count("DeleteVolume"), "it is being deleted")
+	}
+	require.True(t, read[bool](t, w, "select volume_deleted_at is null from expiry.snapshots"))
+	w.account.Set(stacktest.Settings{})
+	require.False(t, w.exists(t))
+	require.Equal(t, "released", w.deliver(t, postgres.SnapshotSync).Outcome)
+	require.False(t, read[bool](t, w, "select volume_deleted_at is null from expiry.snapshots"))
+}
+
 func TestAVolumeSetAsideThatStaysForGoodIsSaidSoAndKeepsNoSnapshot(t *testing.T) {
 	t.Parallel()
 	w, id := setAside(t)

@@ -67,8 +67,11 @@ func TestATimeAloneAbandonsNothing(t *testing.T) {
 	w.account.Fail(stacktest.Fault{Action: createSnapshot, Times: 1, Drop: true})
 	w.deliver(t, postgres.Cleanup)
 	w.age(t, time.Hour)
-	require.Equal(t, followup.StatePostponed, w.deliver(t, postgres.Cleanup).State, "one look is none")
+	report := w.deliver(t, postgres.Cleanup)
+	require.Equal(t, followup.StatePostponed, report.State, "one look is none")
+	require.Equal(t, 30*time.Second, report.Next)
 	require.Equal(t, "intended", w.snapshots(t))
+	require.Equal(t, "snapshotting", w.deliver(t, postgres.Cleanup).Outcome, "two are enough")
 }
 
 // A snapshot that EC2 lists only after its attempt was given up is a second one of the same disk: it is ours, counted

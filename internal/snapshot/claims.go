@@ -11,7 +11,7 @@ import (
 // were recorded while the pod was there, told by their UIDs, and only once the object is seen to outlive its claim
 // without taking the EBS volume along. The API server keeps them until nobody uses them.
 func (w worker) removeClaim(ctx context.Context, c postgres.CleanupRecord) error {
-	if c.PVName == "" || c.PVUID == "" {
+	if c.PVUID == "" {
 		return nil
 	}
 	if err := w.home.SameCluster(ctx); err != nil {
@@ -30,7 +30,7 @@ func (w worker) removeClaim(ctx context.Context, c postgres.CleanupRecord) error
 			return err
 		}
 	}
-	if c.ClaimName != "" && c.ClaimUID != "" && c.Namespace != "" {
+	if c.ClaimUID != "" {
 		if err := w.Cluster.DeleteClaim(ctx, c.Namespace, c.ClaimName, c.ClaimUID); err != nil && !goneOrReplaced(err) {
 			return err
 		}

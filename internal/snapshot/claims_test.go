@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/followup"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/snapshot"
@@ -49,6 +50,54 @@ func TestAVolumeObjectThatWouldTakeItsVolumeAlongIsRetainedFirst(t *testing.T) {
 	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
 	retained, deleted := slices.Index(w.calls, "RetainVolume"), slices.Index(w.calls, "DeleteClaim")
 	require.True(t, retained >= 0 && retained < deleted, "%v", w.calls)
+	require.False(t, w.objects(t))
+}
+
+func TestAVolumeObjectThatCannotBeRetainedStaysAndSoDoesItsClaim(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	_, err := w.cluster.Client.CoreV1().PersistentVolumes().Patch(t.Context(), w.pv, types.MergePatchType,
+		[]byte(`{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`), metav1.PatchOptions{})
+	require.NoError(t, err)
+	w.deliver(t, postgres.Cleanup)
+	w.reset(func(call string) error {
+		if call == "RetainVolume" {
+			return fault.Errorf(fault.Permanent, "forbidden")
+		}
+		return nil
+	}, nil)
+	report := w.deliver(t, postgres.SnapshotSync)
+	require.Equal(t, followup.StateFailed, report.State, "%+v", report)
+	require.Contains(t, report.Error, "forbidden")
+	require.Zero(t, w.count("DeleteClaim")+w.count("DeletePersistentVolume"))
+	require.True(t, w.objects(t))
+}
+
+func TestTheObjectsOfADiskAreGoneWhenKubernetesSaysSoAndNotWhenItFails(t *testing.T) {
+	t.Parallel()
+	shared := newGround(t)
+	for name, c := range map[string]struct {
+		kind fault.Kind
+		done bool
+	}{"gone": {fault.Gone, true}, "another has the name": {fault.Conflict, true}, "no answer": {fault.Transient, false}} {
+		for _, deletion := range []string{"DeleteClaim", "DeletePersistentVolume"} {
+			t.Run(deletion+", "+name, func(t *testing.T) {
+				t.Parallel()
+				w := shared.world(t)
+				w.deliver(t, postgres.Cleanup)
+				w.reset(func(call string) error {
+					if call == deletion {
+						return fault.Errorf(c.kind, "so it says")
+					}
+					return nil
+				}, nil)
+				report := w.deliver(t, postgres.SnapshotSync)
+				require.Equal(t, c.done, report.State == followup.StateDone, "%+v", report)
+				require.Equal(t, c.done, w.outcome(t) == postgres.OutcomeReleased)
+				require.Equal(t, released, w.disk(t), "the user has the disk back all the same")
+			})
+		}
+	}
 }
 
 func TestWhatAnotherClusterSaysToBeGoneIsNotGone(t *testing.T) {

@@ -365,6 +365,26 @@ func TestAVolumeAttachedElsewhereAMomentBeforeItIsDetachedIsLeftAlone(t *testing
 	require.Equal(t, 1, w.attachments(t))
 }
 
+func TestAVolumeOnItsWayThatHasNoAttachmentIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.detach(t)
+	w.account.Alter(w.volume, map[string]any{"state": "creating"})
+	require.Equal(t, followup.StatePostponed, w.deliver(t, postgres.Cleanup).State)
+	w.account.Alter(w.volume, map[string]any{"state": nil})
+	w.settle(t, 4)
+	require.Equal(t, released, w.disk(t))
+}
+
+func TestThatAVolumeOnceHadNoWriterIsForgottenAsSoonAsItHas(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(t, "update expiry.cleanups set writer_gone_at = now() - interval '1 minute'")
+	report := w.deliver(t, postgres.Cleanup)
+	require.Equal(t, "snapshotting", report.Outcome, "%+v", report)
+	require.True(t, read[bool](t, w, "select writer_gone_at > now() - interval '50 seconds' from expiry.cleanups"))
+}
+
 func TestAVolumeAttachedAgainAfterItsSnapshotIsCapturedAnew(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
