@@ -228,7 +228,7 @@ func (d lockedDisk) verdict() (DiskVerdict, string) {
 	case d.namedBy != "":
 		return DiskSuperseded, fmt.Sprintf("reservation %s has disk %q or volume %s", d.namedBy, d.name, d.volume)
 	case d.otherDisk != "" && d.id != "" && d.locked():
-		return diskContested, fmt.Sprintf("volume %s is disk %s's, too: nothing is touched, and disk %q stays locked until the rows that name the volume are put right",
+		return diskContested, fmt.Sprintf("volume %s is disk %s's, too: nothing is touched, and disk %q stays locked until the rows that name the volume are put right, or somebody frees it",
 			d.volume, d.otherDisk, d.name)
 	case d.otherDisk != "":
 		return DiskSuperseded, fmt.Sprintf("volume %s is disk %s's", d.volume, d.otherDisk)

@@ -141,6 +141,9 @@ func (p *people) support(w *world, r *reservation, problem string) {
 		statement{"update reservations set ebs_volume_id = null where ebs_volume_id = $3 and (user_id, disk_name) <> ($1, $2)", []any{r.user, r.disk, volume}}) {
 		return
 	}
+	if volume == "" { // it never had one
+		p.write(w, r, statement{"update disks set in_use = false, reservation_id = null where reservation_id = $1", []any{r.id}})
+	}
 	if v := w.outside.EC2.Volume(volume); v != nil {
 		v.Tags = disk.Key{User: r.user, Name: r.disk}.Tags()
 	}
