@@ -56,18 +56,20 @@ func (w *world) user(ctx context.Context, change, id string, thought time.Durati
 	return was, tx.Commit(ctx)
 }
 
-// race lets users change rows while sweeps run, and returns the status each row had when its user's change was made.
+// race lets users change rows while sweeps run, and returns the status each row had when its user's change was made. One
+// in seven comes when the first sweep is over, lest on a slow machine all of them be first.
 func (w *world) race(change func(i int) string, ids []string) []string {
 	w.t.Helper()
 	was := make([]string, len(ids))
-	stop := make(chan struct{})
+	swept, stop := make(chan struct{}), make(chan struct{})
 	var users, sweeps sync.WaitGroup
 	sweeps.Go(func() {
-		s := w.sweeper()
+		s, first := w.sweeper(), sync.OnceFunc(func() { close(swept) })
 		for {
 			if r, err := s.Sweep(w.t.Context(), event.Ping, event.SweepRequest{}); err != nil || len(r.Failures) > 0 {
 				w.t.Errorf("sweep: %v %v", err, r.Failures)
 			}
+			first()
 			select {
 			case <-stop:
 				return
@@ -78,6 +80,9 @@ func (w *world) race(change func(i int) string, ids []string) []string {
 	for i, id := range ids {
 		thought := time.Duration(rand.IntN(6)) * time.Millisecond
 		users.Go(func() {
+			if i%7 == 0 {
+				<-swept
+			}
 			var err error
 			if was[i], err = w.user(w.t.Context(), change(i), id, thought); err != nil {
 				w.t.Errorf("a user's change failed: %v", err)
