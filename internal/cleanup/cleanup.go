@@ -44,6 +44,7 @@ type Store interface {
 	DiskOf(ctx context.Context, reservationID, userID, volumeID string) (name, volume string, err error)
 	RecordIdentity(ctx context.Context, reservationID string, id postgres.Identity, outcome, detail string) error
 	RecordDiskName(ctx context.Context, reservationID, name string) error
+	BelieveRow(ctx context.Context, reservationID, left string) error
 	RecordListing(ctx context.Context, reservationID, size, url, outcome, detail string) error
 	RecordTermination(ctx context.Context, reservationID string) error
 	RecordPodGone(ctx context.Context, reservationID, outcome, detail string) error

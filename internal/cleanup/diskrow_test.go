@@ -146,3 +146,43 @@ func TestADisksRowThatNamesAVolumeLateKeepsItsDiskLocked(t *testing.T) {
 	w.deliver(t.Context(), t)
 	require.True(t, w.made("keep "+volume), w.step(t, postgres.StepDisk))
 }
+
+// The reservation's row names the first volume, which was set aside once, and kept, since somebody had found a use for it.
+func TestWhatTheRowNamesAndWasSetAsideOnceYieldsToWhatWasTheReservationsAlone(t *testing.T) {
+	t.Parallel()
+	key := disk.Key{User: "alice", Name: "default"}
+	for name, c := range map[string]struct {
+		age, its time.Duration // of the two
+		kept     string        // empty: nobody can tell
+	}{
+		"the other was made before, too":         {300 * time.Hour, 200 * time.Hour, volume},
+		"the other was made for the reservation": {300 * time.Hour, time.Hour, secondVolume},
+		"both were made in its time":             {2 * time.Hour, time.Hour, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.reserve(t, id)
+			w.exec(t, "update disks set ebs_volume_id = null")
+			w.exec(t, `insert into expiry.snapshots (intent_id, user_id, disk_name, volume_id, state, intended_at, volume_kept_at)
+				values (gen_random_uuid(), 'alice', 'default', $1, 'completed', now() - interval '20 days', now() - interval '10 days')`, volume)
+			w.tagged = []disk.Volume{
+				{ID: volume, Tags: key.Tags(), CreatedAt: w.now().Add(-c.age)},
+				{ID: secondVolume, Tags: key.Tags(), CreatedAt: w.now().Add(-c.its)},
+			}
+			w.request(t)
+			w.deliver(t.Context(), t)
+			if c.kept != "" {
+				require.True(t, w.made("keep "+c.kept), w.step(t, postgres.StepDisk))
+				return
+			}
+			require.Contains(t, w.step(t, postgres.StepDisk), volume+", "+secondVolume+"; all are kept")
+			w.exec(t, "update reservations set ebs_volume_id = null")
+			w.deliver(t.Context(), t)
+			require.Equal(t, "open", w.outcome(t))
+			w.exec(t, "update reservations set ebs_volume_id = $1", volume) // by somebody who has looked
+			w.deliver(t.Context(), t)
+			require.True(t, w.made("keep "+volume), w.step(t, postgres.StepDisk))
+		})
+	}
+}

@@ -50,7 +50,7 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	if v.id != "" && v.from == theDisk && !slices.Contains(n.pod, v.id) {
+	if v.id != "" && (v.from == theDisk || v.from == anOldRow) && !slices.Contains(n.pod, v.id) {
 		c.InstanceID = cmp.Or(id.InstanceID, c.InstanceID)
 		if v, err = a.newer(ctx, c, disk.Key{User: c.UserID, Name: id.DiskName}, v); err != nil {
 			return result{}, err

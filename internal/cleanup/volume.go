@@ -2,6 +2,7 @@ package cleanup
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -60,13 +61,14 @@ func (a *Action) take(ctx context.Context, d *delivery, volume string) error {
 	return a.reload(ctx, d)
 }
 
-// locked is the error why, unless the disk is in other hands: then over says so, and its part is settled.
+// locked is the error why, unless the disk is in other hands: then over says so, and its part is settled. What is written
+// into the reservation's row from now on is believed.
 func (a *Action) locked(ctx context.Context, d *delivery, why error) (over postgres.DiskVerdict, err error) {
 	verdict, err := a.Store.WithDisk(ctx, d.id, nil)
 	if err != nil || verdict == postgres.DiskSuperseded || verdict == postgres.DiskSettled {
 		return verdict, err
 	}
-	return "", why
+	return "", errors.Join(why, a.Store.BelieveRow(ctx, d.id, ""))
 }
 
 // clocksApart is how far EC2's clock and that of who wrote the row may differ.

@@ -28,7 +28,7 @@ func (n named) ids() []string {
 // own books have set them aside, or deleted. The books are newer than what the row names and the former life had, unless
 // the pod or the disk's row names it as well: then somebody has found a use for it.
 func (n named) left(known map[string]disk.Volume, aside []string) named {
-	gone := func(id string) bool { _, ok := known[id]; return !ok }
+	gone := func(id string) bool { return !has(known, id) }
 	over := func(id string) bool {
 		used := id == n.home || id == n.disk || slices.Contains(n.pod, id)
 		return gone(id) || !used && slices.Contains(aside, id)
@@ -97,6 +97,9 @@ func (a *Action) which(ctx context.Context, k disk.Key, all named) (answer, erro
 	case v.id != "" || len(v.undecided) > 0:
 	case n.former != "":
 		v.id, v.from = n.former, "its former life"
+	case has(known, all.row): // set aside once, but nothing else is named
+		n.row = all.row
+		v.id, v.from = n.row, anOldRow
 	default:
 		v.last = all.last(aside)
 	}
@@ -119,11 +122,13 @@ func (n named) by() string {
 	return theDisk
 }
 
-// theDisk names a volume by the disk's row, of which nobody says when it was written.
-const theDisk = "the disk"
+// What names a volume alone, and may have been written for whoever had the disk before, or for a former life.
+const (
+	theDisk  = "the disk"
+	anOldRow = "the row, though it was set aside once"
+)
 
-// newer is the volume that was the reservation's, by the disk's tags, where the disk's row alone names another: that may be
-// of whoever had the disk before.
+// newer is the volume that was the reservation's, by the disk's tags, where a row that may be of before names another.
 func (a *Action) newer(ctx context.Context, c postgres.CleanupRecord, k disk.Key, v answer) (answer, error) {
 	if k.User == "" || k.Name == "" {
 		return v, nil
@@ -141,9 +146,9 @@ func (a *Action) newer(ctx context.Context, c postgres.CleanupRecord, k disk.Key
 	case len(had) == 0:
 		return v, nil
 	case len(had) == 1 && !hadVolume(c, named[v.id]):
-		return answer{id: had[0].ID, from: "its tags", misnamed: v.misnamed}, nil
+		return answer{id: had[0].ID, from: "its tags", misnamed: c.VolumeID}, nil
 	}
-	return answer{undecided: slices.Sorted(slices.Values(append(idsOf(had), v.id))), misnamed: v.misnamed}, nil
+	return answer{undecided: slices.Sorted(slices.Values(append(idsOf(had), v.id))), misnamed: c.VolumeID}, nil
 }
 
 // last returns the volume with which to go on where all are gone or set aside: one of which our books do not know what
@@ -172,6 +177,11 @@ func (a *Action) known(ctx context.Context, ids []string) (map[string]disk.Volum
 		}
 	}
 	return known, nil
+}
+
+func has(known map[string]disk.Volume, id string) bool {
+	_, ok := known[id]
+	return ok
 }
 
 // misnamed reports whether the row names a volume that is not the disk, since the pod has the user's home on another. So

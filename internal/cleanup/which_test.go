@@ -177,7 +177,7 @@ func TestWhichVolumeIsTheDisk(t *testing.T) {
 		"the row's goes, the pod's is gone": {of: named{row: "leaving", home: "gone"}, is: answer{misnamed: "leaving", last: "leaving"}},
 
 		"the row alone, and gone":        {of: named{row: "gone"}, is: answer{id: "gone", from: row}},
-		"the row alone, and set aside":   {of: named{row: "aside"}, is: answer{misnamed: "aside", last: "aside"}},
+		"the row alone, and set aside":   {of: named{row: "aside"}, is: answer{id: "aside", from: anOldRow}},
 		"the row, of what the pod has":   {of: named{row: "a", pod: []string{"hers", "a"}}, is: answer{id: "a", from: row}},
 		"the row, of what is not there":  {of: named{row: "gone", pod: []string{"gone", "a"}}, is: answer{id: "gone", from: row}},
 		"the row, but not what pod has":  {of: named{row: "a", pod: []string{"hers"}}, is: answer{id: "a", from: row}},

@@ -58,8 +58,11 @@ func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail str
 		err = tx.QueryRow(ctx, `
 			select exists (select from expiry.cleanups c join reservations r using (reservation_id)
 			               where c.reservation_id = $1
-			                 and (`+isLive("r.status")+` or `+endedAgain+`
-			                      or c.volume_id is null and `+volumeIn("r.ebs_volume_id")+` <> coalesce(c.misnamed_volume_id, '')))`,
+			                 and (`+isLive+` or `+endedAgain+`
+			                      or c.volume_id is null and `+volumeIn("r.ebs_volume_id")+` <> coalesce(c.misnamed_volume_id, '')
+			                      or c.volume_id is null and r.launched_at is not null and exists (
+			                          select from disks d where d.reservation_id = $1 and d.in_use and `+volumeIn("d.ebs_volume_id")+` is not null
+			                          and d.disk_name = coalesce(c.disk_name, d.disk_name))))`,
 			reservationID).Scan(&revived)
 		if err != nil {
 			return fmt.Errorf("look whether %s is live: %w", reservationID, err)
@@ -79,6 +82,20 @@ func (db *DB) FinishWithoutVolume(ctx context.Context, reservationID, detail str
 		return finishDisk(ctx, tx, reservationID, outcome, detail)
 	})
 	return outcome, err
+}
+
+// BelieveRow forgets that the reservation's row named a wrong volume: where it names that no longer, since whoever writes it
+// there anew means it, or where it names the one that is left.
+func (db *DB) BelieveRow(ctx context.Context, reservationID, left string) error {
+	_, err := db.exec(ctx, `
+		update expiry.cleanups c set misnamed_volume_id = null
+		from reservations r
+		where c.reservation_id = $1 and r.reservation_id = $1
+		  and (`+volumeIn("r.ebs_volume_id")+` is distinct from c.misnamed_volume_id or c.misnamed_volume_id = $2)`, reservationID, left)
+	if err != nil {
+		return fmt.Errorf("believe the row of %s again: %w", reservationID, err)
+	}
+	return nil
 }
 
 // heldDisk is a disk whose lock a reservation holds.

@@ -323,20 +323,18 @@ func recordRevived(ctx context.Context, tx pgx.Tx, reservationID string) (live b
 	err = tx.QueryRow(ctx, `
 		with seen as (
 		    update expiry.cleanups c set revived_at = coalesce(c.revived_at, clock_timestamp()) where c.reservation_id = $1)
-		select exists (select from reservations r where r.reservation_id = $1 and `+isLive("r.status")+`)`, reservationID).Scan(&live)
+		select exists (select from reservations r where r.reservation_id = $1 and `+isLive+`)`, reservationID).Scan(&live)
 	if err != nil {
 		return false, fmt.Errorf("record that %s came back to life: %w", reservationID, err)
 	}
 	return live, nil
 }
 
-// isOver holds where a status is of a reservation that has ended.
-func isOver(status string) string { return status + " in ('expired', 'cancelled', 'failed')" }
+// isOver holds where reservation r has ended.
+const isOver = "r.status in ('expired', 'cancelled', 'failed')"
 
-// isLive holds where a status is of a reservation that has not ended, be it an unknown one.
-func isLive(status string) string {
-	return "not coalesce(" + isOver(status) + ", false)"
-}
+// isLive holds where reservation r has not ended, be its status an unknown one.
+const isLive = "not coalesce(" + isOver + ", false)"
 
 // SettleCleanup ends a cleanup whose steps are all finished, with the fact, and its follow-up. It reports false, and
 // changes nothing, while a step is open. Settling twice is settling once.

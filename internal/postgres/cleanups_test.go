@@ -218,6 +218,22 @@ func TestADiskIsReleasedOnlyByTheHolderOfItsLock(t *testing.T) {
 	})
 }
 
+func TestADiskWhoseRowNamesAVolumeByNowIsNotReleasedAsIfItHadNone(t *testing.T) {
+	t.Parallel()
+	bothWays(t, func(t *testing.T, db *postgres.DB) {
+		exec(t, db, "insert into reservations (reservation_id, user_id, status, disk_name, launched_at) values ('r', 'alice', 'cancelled', 'mine', now())")
+		exec(t, db, "insert into disks (user_id, disk_name, in_use, reservation_id, ebs_volume_id) values ('alice', 'mine', true, 'r', 'vol-0123abcd')")
+		_, err := db.EnsureCleanup(t.Context(), "r")
+		require.NoError(t, err)
+		_, err = db.FinishWithoutVolume(t.Context(), "r", "no volume")
+		require.ErrorContains(t, err, "has a volume after all")
+		require.Equal(t, "mine", text(t, db, "select string_agg(disk_name, ',') from disks where in_use"))
+		exec(t, db, "update reservations set launched_at = null") // it has written to none
+		_, err = db.FinishWithoutVolume(t.Context(), "r", "no volume")
+		require.NoError(t, err)
+	})
+}
+
 func TestADiskThatIsNotTheCleanupsIsNotReleasedWithItsVolume(t *testing.T) {
 	t.Parallel()
 	bothWays(t, func(t *testing.T, db *postgres.DB) {

@@ -175,8 +175,8 @@ const unreported = `($5 <> '' and coalesce(operation_status, '') in ('', 'comple
 
 // WithVolumeSetAside calls act while nobody can take over the disk whose volume was set aside when it was released: it
 // is not in use (else the verdict is DiskBusy), and neither a live reservation, a disk nor an unsettled cleanup names
-// the volume, nor has a cleanup asked for since ever named it: whatever became of that, somebody may have written to it
-// (else DiskSuperseded).
+// the volume, nor has any that lived since, by its row or its cleanup's: whatever became of that, somebody may have written
+// to it (else DiskSuperseded).
 func (db *DB) WithVolumeSetAside(ctx context.Context, s SnapshotRecord, act func(context.Context) error) (DiskVerdict, error) {
 	ctx, cancel := context.WithTimeout(ctx, diskBudget)
 	defer cancel()
@@ -190,7 +190,7 @@ func (db *DB) WithVolumeSetAside(ctx context.Context, s SnapshotRecord, act func
 		err = tx.QueryRow(ctx, `
 			select exists (select from reservations r
 			               where `+volumeIn("r.ebs_volume_id")+` = $1
-			                 and (`+isLive("r.status")+` or greatest(r.launched_at, `+endedAt+`) > s.volume_aside_at))
+			                 and (`+isLive+` or greatest(r.launched_at, `+endedAt+`) > s.volume_aside_at))
 			    or exists (select from disks d where `+volumeIn("d.ebs_volume_id")+` = $1)
 			    or exists (select from expiry.cleanups c where c.volume_id = $1 and c.settled_at is null
 			                 and c.disk_released_at is null)
@@ -216,7 +216,8 @@ func (db *DB) WithVolumeSetAside(ctx context.Context, s SnapshotRecord, act func
 	return verdict, nil
 }
 
-// VolumesSetAside returns which of these volumes were set aside once, or deleted, and thus are no disk's any more.
+// VolumesSetAside returns which of these volumes were set aside once, or deleted, and thus are no disk's any more,
+// unless somebody has found a use for them since.
 func (db *DB) VolumesSetAside(ctx context.Context, ids []string) ([]string, error) {
 	aside, err := query(ctx, db, pgx.RowTo[string], `
 		select distinct volume_id from expiry.snapshots

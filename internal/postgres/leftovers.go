@@ -34,8 +34,8 @@ const endWritten = `greatest(r.reservation_ended, case r.status when 'failed' th
 // row says that it was launched or ended since, while the disk is not released: that costs a second snapshot at most, and
 // counts once an hour; or it holds a disk again after the cleanup has settled. Who holds one is asked for by `in`, of which
 // PostgreSQL hashes the list once for many rows, and makes none where it is not needed.
-var endedAgain = `coalesce(c.revived_at is not null and (r.reservation_id is null or ` + isOver("r.status") + `)
-		or ` + isOver("r.status") + ` and (
+var endedAgain = `coalesce(c.revived_at is not null and (r.reservation_id is null or ` + isOver + `)
+		or ` + isOver + ` and (
 		    c.settled_at is null and c.disk_released_at is null
 		        and ` + since(`greatest(r.launched_at, `+endWritten+`)`) + `
 		        and (c.redated_at is null or greatest(r.launched_at, ` + endWritten + `) > c.redated_at + interval '1 hour')
@@ -212,7 +212,7 @@ func (db *DB) RecordRevived(ctx context.Context, lease SweepLease) (int, error) 
 			update expiry.cleanups c set revived_at = clock_timestamp()
 			where c.reservation_id in (
 			    select k.reservation_id from expiry.cleanups k join reservations r using (reservation_id)
-			    where k.revived_at is null and `+isLive("r.status")+`
+			    where k.revived_at is null and `+isLive+`
 			    for no key update of k skip locked) -- whoever is at work on one sees for himself
 			returning c.reservation_id`)
 		var ids []string
@@ -261,7 +261,7 @@ func (db *DB) CleanUpAgain(ctx context.Context, lease SweepLease, reservationID 
 			where c.reservation_id in (
 			    select k.reservation_id from expiry.cleanups k join reservations r using (reservation_id)
 			    where k.reservation_id = $1 and k.requested_at < $3 and k.pod_uid is distinct from $2 and k.revived_at is null
-			      and `+isOver("r.status")+`
+			      and `+isOver+`
 			    for no key update of k skip locked)`, reservationID, p.UID, p.Created) // the next tick finds the pod again
 		if err != nil {
 			return fmt.Errorf("record that %s came back to life: %w", reservationID, err)

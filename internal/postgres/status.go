@@ -109,7 +109,7 @@ func scanBacklog(row pgx.CollectableRow) (Backlog, error) {
 var unfinished = `
 		    select c.reservation_id, c.requested_at as since, true as begun
 		    from expiry.cleanups c left join reservations r using (reservation_id)
-		    where c.settled_at is null and (r.reservation_id is null or ` + isOver("r.status") + `)
+		    where c.settled_at is null and (r.reservation_id is null or ` + isOver + `)
 		    union all
 		    select f.reservation_id, f.created_at, false from expiry.follow_ups f
 		    where f.kind = 'cleanup' and f.state = 'due'

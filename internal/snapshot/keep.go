@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -93,6 +94,7 @@ func (k *Keeper) wait(ctx context.Context, c postgres.CleanupRecord, pause time.
 func (k *Keeper) lost(ctx context.Context, c postgres.CleanupRecord) (followup.Result, error) {
 	detail := fmt.Sprintf("volume %s vanished before reservation %s had made a snapshot of it; the disk's latest snapshot is older",
 		c.VolumeID, c.ReservationID)
+	left := ""
 	lost, verdict, err := k.Store.SettleLost(ctx, c.ReservationID, detail, func(ctx context.Context, another string) error {
 		if err := k.expectGone(ctx, c.VolumeID); err != nil {
 			return err
@@ -102,12 +104,16 @@ func (k *Keeper) lost(ctx context.Context, c postgres.CleanupRecord) (followup.R
 			case err != nil:
 				return err
 			case !gone:
+				left = another
 				return fault.Errorf(fault.Permanent, "volume %s is gone, but disk %q of %s names volume %s: it stays locked until ebs_volume_id of its row or the reservation's is put right",
 					c.VolumeID, c.DiskName, c.UserID, another)
 			}
 		}
 		return k.removeClaim(ctx, c)
 	})
+	if left != "" { // where the reservation's row names it, too, nothing is to be put right
+		err = errors.Join(err, k.Store.BelieveRow(ctx, c.ReservationID, left))
+	}
 	if err != nil || verdict != postgres.DiskOurs {
 		return k.stop(ctx, c, verdict, err)
 	}

@@ -346,3 +346,22 @@ func TestAVolumeSetAsideIsNotDeletedBeforeTheCleanupOfWhoeverHadItSince(t *testi
 		})
 	}
 }
+
+// The pod had its home on a volume that is gone, and both rows name another, which is there.
+func TestWhatBothRowsNameIsTheDiskOnceTheVolumeWithTheHomeIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.detach(t)
+	_, err := w.cloud.DeleteVolume(t.Context(), &ec2.DeleteVolumeInput{VolumeId: &w.volume})
+	require.NoError(t, err)
+	second := w.createVolume(t)
+	w.exec(t, "update disks set ebs_volume_id = $1", second)
+	w.exec(t, "update reservations set ebs_volume_id = $2 where reservation_id = $1", w.id, second)
+	w.exec(t, "update expiry.cleanups set misnamed_volume_id = $1", second) // as identify records it
+	require.Contains(t, w.deliver(t, postgres.Cleanup).Error, "stays locked until")
+	w.whole(nil, 0)
+	w.ask(t)
+	w.settle(t, 4)
+	require.Equal(t, postgres.OutcomeReleased, w.outcome(t))
+	require.Equal(t, second, w.made(t)[0].VolumeID)
+}

@@ -34,6 +34,7 @@ type Store interface {
 	WithDisk(ctx context.Context, reservationID string, act func(context.Context) error) (postgres.DiskVerdict, error)
 	RecordDetach(ctx context.Context, reservationID string, forced bool) (postgres.DiskVerdict, error)
 	ForgetWriterGone(ctx context.Context, reservationID string) error
+	BelieveRow(ctx context.Context, reservationID, left string) error
 	SettleLost(ctx context.Context, reservationID, detail string, confirm func(ctx context.Context, another string) error) (lost bool, verdict postgres.DiskVerdict, err error)
 
 	LoadSnapshot(ctx context.Context, intent uuid.UUID) (postgres.SnapshotRecord, bool, error)
