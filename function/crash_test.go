@@ -37,14 +37,17 @@ func TestAProcessMayBeKilledAtEveryCall(t *testing.T) {
 	t.Cleanup(func() {
 		t.Logf("%d calls (%v), %d crash points, %d tried, %d processes killed", len(calls), kinds, len(points), tried.Load(), died.Load())
 	})
-	for _, p := range stacktest.CrashPoints(t, points, 2) {
+	picked := stacktest.CrashPoints(t, points, 2)
+	for _, p := range picked {
 		when := map[bool]string{false: "before", true: "after"}[p.after]
 		t.Run(fmt.Sprintf("%s call %d %s", when, p.k, calls[p.k-1].name), func(t *testing.T) {
 			t.Parallel()
 			o := newOutside(t, nil)
 			o.cutAt(p.k, p.after)
 			got := o.settle()
-			tried.Add(1)
+			if n := tried.Add(1); n%25 == 0 {
+				t.Logf("%d of %d crash points tried", n, len(picked))
+			}
 			if made, _ := o.made(); len(made) >= p.k {
 				died.Add(1)
 			}
