@@ -163,7 +163,7 @@ func (r *relay) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		return
 	}
 	onward.Header = request.Header
-	response, err := http.DefaultClient.Do(onward)
+	response, err := client.Do(onward)
 	if err != nil {
 		w.WriteHeader(http.StatusBadGateway)
 		return

@@ -175,7 +175,7 @@ func TestAClientThatGoesAwayCancelsItsDeliveryAndNoOther(t *testing.T) {
 	request.Header.Set("Content-Type", "application/cloudevents+json")
 	gone := make(chan error, 1)
 	go func() {
-		response, err := http.DefaultClient.Do(request)
+		response, err := client.Do(request)
 		if err == nil {
 			_ = response.Body.Close()
 		}

@@ -285,7 +285,7 @@ func TestAnActionThatHeedsNothingDoesNotKeepTheProcess(t *testing.T) {
 		if err == nil {
 			request.Header.Set("Content-Type", "application/cloudevents+json")
 			var response *http.Response
-			if response, err = http.DefaultClient.Do(request); err == nil {
+			if response, err = client.Do(request); err == nil {
 				err = errors.New(response.Status)
 				_ = response.Body.Close()
 			}

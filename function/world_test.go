@@ -137,13 +137,17 @@ func (d *desk) try(t *testing.T, method, path, headers string, body io.Reader) (
 			request.Header[name] = append(request.Header[name], strings.TrimSpace(value))
 		}
 	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := client.Do(request)
 	if err != nil {
 		return nil, err
 	}
-	t.Cleanup(func() { _ = response.Body.Close(); http.DefaultClient.CloseIdleConnections() })
+	t.Cleanup(func() { _ = response.Body.Close() })
 	return response, nil
 }
+
+// client keeps no connection: whoever closes a test server closes those that idle, also under a request of another test's
+// that is just being sent.
+var client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
 func text(t *testing.T, response *http.Response) string {
 	t.Helper()
