@@ -6,9 +6,9 @@ IN_STACK = set -a; source $${STACK_DIR:-.stack}/env; set +a
 crashtest: stack-up ## Kill processes at every call they make, and put every fault on the wire (CRASH_EVERY=10: a tenth)
 	$(IN_STACK); CRASH_EVERY=$(or $(CRASH_EVERY),1) WIRE_FAULTS_ALL=1 go test -count=1 -v -timeout 3h -parallel 8 \
 		-run 'TestAProcessMayBeKilled|OnTheWire|TestAnAnswerLost|TestAnExecThatHangs' ./function 2>&1 \
-		| grep -vE '^=== |testdbconf|^ *--- PASS'; \
+		| grep --line-buffered -vE '^=== |testdbconf|^ *--- PASS'; \
 	CRASH_EVERY=$(or $(CRASH_EVERY),1) go test -count=1 -v -timeout 0 -run TestAProcessMayDieAtEveryCall ./internal/simulation -workers $$(nproc) 2>&1 \
-		| grep -vE '^=== |testdbconf|^ *--- PASS'; \
+		| grep --line-buffered -vE '^=== |testdbconf|^ *--- PASS'; \
 	CRASH_EVERY=$(or $(CRASH_EVERY),1) go test -count=1 -v -run TestAProcessMayDieAnywhere ./internal/snapshot 2>&1 \
 		| awk '/^ *--- PASS.*\// {n++} /^(ok|FAIL)/ || /^ *--- FAIL/ {print} /^FAIL/ {bad=1} END {print n " calls of a disk died at on the emulator"; exit bad}'
 	@$(STILL_UP)
