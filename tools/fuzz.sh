@@ -3,13 +3,13 @@
 # testdata/fuzz beside the test, to be committed with the fix; what is worth keeping of the others is in Go's cache.
 set -euo pipefail
 
-root=$(pwd)
 module=$(go list -m)
 failed=0
 total=0
-rows=()
+row='%-24s %-26s %12s %8s %8s  %s\n'
+# shellcheck disable=SC2059 # the format of every row
+printf "$row" package target inputs kept corpus ''
 while read -r package target; do
-  echo "${package#"$module"/} $target"
   log=$(mktemp)
   outcome=held
   if ! go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-30s}" -parallel "${FUZZWORKERS:-4}" "$package" >"$log" 2>&1; then
@@ -20,13 +20,11 @@ while read -r package target; do
   known=$(sed -n 's/.*(total: \([0-9]*\)).*/\1/p' "$log" | tail -1)
   corpus=$(find "$(go list -f '{{.Dir}}' "$package")/testdata/fuzz/$target" -type f 2>/dev/null | wc -l)
   total=$((total + ${executed:-0}))
-  rows+=("$(printf '%-24s %-26s %12s %8s %8s  %s' "${package#"$module"/}" "$target" "${executed:-0}" "${known:-0}" "$corpus" "$outcome")")
+  # shellcheck disable=SC2059
+  printf "$row" "${package#"$module"/}" "$target" "${executed:-0}" "${known:-0}" "$corpus" "$outcome"
   rm -f "$log"
 done < <(grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z]*' function internal | sed 's|\(.*\)/[^/]*_test.go:func \(Fuzz.*\)|\1 \2|' | sort |
   while read -r directory target; do echo "$module/$directory $target"; done)
 
-cd "$root"
-printf '%-24s %-26s %12s %8s %8s\n' package target inputs kept corpus
-printf '%s\n' "${rows[@]}"
 printf '%-51s %12s\n' total "$total"
 exit $failed
