@@ -125,7 +125,7 @@ func (w *world) live() {
 	w.settle()
 }
 
-// tick is the PingSource's, which comes late, twice or not at all.
+// tick is the PingSource's, which comes twice or not at all.
 func (w *world) tick() {
 	switch {
 	case w.quiet:
