@@ -3,7 +3,7 @@
 # score of each package and what survived. MUTATE names packages, WORKERS how many mutants are tried at once (1).
 set -euo pipefail
 
-core="internal/reservation internal/pod internal/disk internal/notice internal/event internal/fault internal/config"
+core="internal/reservation internal/pod internal/disk internal/notice internal/event internal/fault internal/config internal/home"
 handlers="internal/authn internal/followup internal/dispatch internal/warning internal/sweep internal/cleanup internal/snapshot function"
 
 GO=$(command -v go)

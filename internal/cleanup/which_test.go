@@ -238,6 +238,53 @@ func TestWhereOurBooksOrEC2DoNotAnswerNoVolumeIsTheDisk(t *testing.T) {
 	}
 }
 
+// lister answers one list of volumes after the other, or fails where there is none.
+type lister struct {
+	somewhere
+	lists *[][]disk.Volume
+}
+
+func (l lister) FindVolumes(context.Context, map[string]string) ([]disk.Volume, error) {
+	if len(*l.lists) == 0 || (*l.lists)[0] == nil {
+		return nil, errors.New("the tags are away")
+	}
+	list := (*l.lists)[0]
+	*l.lists = (*l.lists)[1:]
+	return list, nil
+}
+
+func TestAnEmptyListIsAskedForOnceMoreAfterFiveSecondsAndNoOther(t *testing.T) {
+	t.Parallel()
+	empty, full := []disk.Volume{}, []disk.Volume{{ID: "a"}}
+	for name, c := range map[string]struct {
+		lists, unread [][]disk.Volume // nil: EC2 fails
+		found         []disk.Volume
+		pauses        int
+		fails         bool
+	}{
+		"found at once":  {lists: [][]disk.Volume{full, empty}, found: full, unread: [][]disk.Volume{empty}},
+		"found later":    {lists: [][]disk.Volume{empty, full}, found: full, pauses: 1, unread: [][]disk.Volume{}},
+		"never found":    {lists: [][]disk.Volume{empty, empty, full}, found: empty, pauses: 1, unread: [][]disk.Volume{full}},
+		"EC2 fails":      {lists: [][]disk.Volume{nil, full}, fails: true, unread: [][]disk.Volume{nil, full}},
+		"EC2 fails then": {lists: [][]disk.Volume{empty, nil}, fails: true, pauses: 1, unread: [][]disk.Volume{nil}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l, pauses := lister{lists: &c.lists}, 0
+			a := New(World{Store: l, EC2: l, Identity: l}, Options{Sleep: func(_ context.Context, pause time.Duration) error {
+				require.Equal(t, 5*time.Second, pause)
+				pauses++
+				return nil
+			}})
+			found, err := a.tagged(t.Context(), disk.Key{User: "alice", Name: "default"})
+			require.Equal(t, c.fails, err != nil, err)
+			require.Equal(t, c.found, found)
+			require.Equal(t, c.pauses, pauses)
+			require.Equal(t, c.unread, c.lists)
+		})
+	}
+}
+
 func TestOfAVolumeThatTheDisksRowAloneNamesTheOneMadeForTheReservationIsTheDisk(t *testing.T) {
 	t.Parallel()
 	key, ended := disk.Key{User: "alice", Name: "default"}, time.Date(2026, 3, 1, 17, 0, 0, 0, time.UTC)

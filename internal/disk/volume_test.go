@@ -44,6 +44,16 @@ func TestTheWriterIsGoneOnlyFromAnAvailableVolumeWithoutAttachment(t *testing.T)
 	}
 }
 
+func TestAVolumeIsBeingDeletedFromWhenEC2BeginsUntilItForgets(t *testing.T) {
+	t.Parallel()
+	for state, deleting := range map[disk.VolumeState]bool{
+		disk.VolumeDeleting: true, disk.VolumeDeleted: true,
+		disk.VolumeCreating: false, disk.VolumeAvailable: false, disk.VolumeInUse: false, disk.VolumeError: false, "": false, "new-state": false,
+	} {
+		require.Equal(t, deleting, disk.Volume{State: state}.Deleting(), state)
+	}
+}
+
 func capture() disk.Capture {
 	return disk.Capture{Disk: disk.Key{User: "u", Name: "d"}, ReservationID: "r-1", Attempt: 2, IntentID: "intent-1", WriterGoneAt: now.Add(-time.Hour)}
 }

@@ -54,3 +54,18 @@ func TestTheHomeVolumeIsNotSimplyTheFirst(t *testing.T) {
 		require.Equal(t, c.undecided, undecided, name)
 	}
 }
+
+func TestAPodHasVolumesWhetherByClaimOrByThemselves(t *testing.T) {
+	t.Parallel()
+	require.False(t, pod.Pod{}.HasVolumes())
+	require.True(t, pod.Pod{Claims: []string{"home"}}.HasVolumes())
+	require.True(t, pod.Pod{VolumeIDs: []string{"vol-1"}}.HasVolumes())
+	require.True(t, pod.Pod{Claims: []string{"home"}, VolumeIDs: []string{"vol-1"}}.HasVolumes())
+}
+
+func TestAVolumeOutlivesItsClaimOnlyWhereItSaysSo(t *testing.T) {
+	t.Parallel()
+	for policy, retained := range map[string]bool{pod.RetainPolicy: true, "Delete": false, "Recycle": false, "": false} {
+		require.Equal(t, retained, pod.PersistentVolume{ReclaimPolicy: policy}.Retained(), policy)
+	}
+}
