@@ -114,7 +114,7 @@ func (db *DB) DispatchDue(ctx context.Context, limit int, askAgain time.Duration
 		    select kind as picked_kind, key as picked_key from expiry.follow_ups
 		    where state = 'due' and due_at <= clock_timestamp() and ask_again_at <= clock_timestamp()
 		      and (lease_expires_at is null or lease_expires_at <= clock_timestamp())
-		    order by kind not in ('warning', 'notice'), due_at
+		    order by kind not in ('warning', 'notice'), due_at, key
 		    limit $1
 		    for update skip locked
 		)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/simulation/model"
 )
 
 // faults decides what goes wrong.
@@ -21,7 +22,9 @@ type faults struct {
 	race    int
 	outages map[string]outage
 	denial  denial
-	lagged  time.Time                                      // when a list of volumes last showed nothing
+	lagged  time.Time                                      // when a list of volumes last showed nothing, or what was before
+	behind  *model.EC2                                     // a part of EC2's API that lags behind; nil: none does
+	heard   time.Time                                      // when it was as EC2 is
 	decide  func(p *process, service, what string) outcome // instead of chance; else nil
 }
 
@@ -71,7 +74,20 @@ func newFaults(w *world) *faults {
 	return f
 }
 
+// staleFor is how old what EC2 answers may be: AWS has its users count with up to about five minutes until all of its API
+// has heard of a change.
+const staleFor = 5 * time.Minute
+
+// lag has a part of EC2's API hear of what is there every few minutes only.
+func (f *faults) lag() {
+	if f.perCall[ec2] > 0 {
+		f.behind, f.heard = f.w.outside.EC2.Copy(), f.w.now()
+		f.w.in(f.w.between(10*time.Second, staleFor), "lag", f.lag)
+	}
+}
+
 func (f *faults) stop() {
+	f.behind = nil
 	f.perCall, f.outages, f.denial, f.death, f.race = map[string]int{}, map[string]outage{}, denial{}, 0, 0
 }
 

@@ -27,7 +27,12 @@ func ask[T any](ctx context.Context, w *world, service, what string, effect func
 type cluster struct {
 	w *world
 	*model.Cluster
-	stale map[string][]pod.Pod
+	pods     map[string][]pod.Pod     // by namespace, as they were last listed
+	services map[string][]pod.Service // the same
+}
+
+func newCluster(w *world) cluster {
+	return cluster{w, w.outside.Cluster, map[string][]pod.Pod{}, map[string][]pod.Service{}}
 }
 
 func (c cluster) ClusterUID(ctx context.Context) (string, error) {
@@ -49,20 +54,28 @@ func (c cluster) GetNode(ctx context.Context, name string) (pod.Node, error) {
 func (c cluster) ListPods(ctx context.Context, namespace string) ([]pod.Pod, error) {
 	return ask(ctx, c.w, kubernetes, "list pods "+namespace, func() ([]pod.Pod, error) {
 		pods, err := c.Cluster.ListPods(ctx, namespace)
-		before := c.stale[namespace]
-		c.stale[namespace] = pods
-		switch {
-		case c.w.people.elsewhere(c.w), c.w.sabotaged(podsGone):
+		if c.w.sabotaged(podsGone) {
 			return nil, nil
-		case !c.w.oneIn(c.w.faults.perCall[kubernetes] / 2):
-			return pods, err
-		case c.w.oneIn(2):
-			c.w.faults.count("kubernetes: empty page")
-			return nil, err
 		}
-		c.w.faults.count("kubernetes: stale page")
-		return before, err
+		return page(c.w, c.pods, namespace, pods), err
 	})
+}
+
+// page is what a list shows: what is there now, what was when somebody last asked, or nothing.
+func page[T any](w *world, last map[string][]T, namespace string, now []T) []T {
+	before := last[namespace]
+	last[namespace] = now
+	switch {
+	case w.people.elsewhere(w):
+		return nil
+	case !w.oneIn(w.faults.perCall[kubernetes] / 2):
+		return now
+	case w.oneIn(2):
+		w.faults.count("kubernetes: empty page")
+		return nil
+	}
+	w.faults.count("kubernetes: stale page")
+	return before
 }
 
 func (c cluster) GetPod(ctx context.Context, namespace, name string) (pod.Pod, error) {
@@ -97,8 +110,12 @@ func (c cluster) RunListing(ctx context.Context, namespace, name, container, dir
 	})
 }
 
+// ListServices may show what was there a while ago, or nothing.
 func (c cluster) ListServices(ctx context.Context, namespace string) ([]pod.Service, error) {
-	return ask(ctx, c.w, kubernetes, "list services "+namespace, func() ([]pod.Service, error) { return c.Cluster.ListServices(ctx, namespace) })
+	return ask(ctx, c.w, kubernetes, "list services "+namespace, func() ([]pod.Service, error) {
+		services, err := c.Cluster.ListServices(ctx, namespace)
+		return page(c.w, c.services, namespace, services), err
+	})
 }
 
 func (c cluster) GetService(ctx context.Context, namespace, name string) (pod.Service, error) {
@@ -140,12 +157,24 @@ type amazon struct {
 	*model.EC2
 }
 
+// read is what a call that changes nothing reaches: EC2 as it is, or a part of its API that has yet to hear of the latest.
+// Whatever is deleted, detached or made is what is there now.
+func (a amazon) read() *model.EC2 {
+	f := a.w.faults
+	if f.behind == nil || a.w.now().Sub(f.heard) > staleFor || !a.w.oneIn(f.perCall[ec2]/2) {
+		return a.EC2
+	}
+	f.count("ec2: stale answer")
+	a.w.say("ec2", "answers as of %s", f.heard.Format(time.TimeOnly))
+	return f.behind
+}
+
 func (a amazon) DescribeInstance(ctx context.Context, id string) (disk.Instance, error) {
 	return ask(ctx, a.w, ec2, "describe "+id, func() (disk.Instance, error) {
 		if a.w.people.otherAccount(a.w) {
 			return disk.Instance{}, fault.Errorf(fault.Gone, "describe %s: it is not in this account", id)
 		}
-		return a.EC2.DescribeInstance(ctx, id)
+		return a.read().DescribeInstance(ctx, id)
 	})
 }
 
@@ -154,23 +183,30 @@ func (a amazon) DescribeVolume(ctx context.Context, id string) (disk.Volume, err
 		if a.w.people.otherAccount(a.w) || a.w.sabotaged(volumesGone) {
 			return disk.Volume{}, fault.Errorf(fault.Gone, "describe %s: it is not in this account", id)
 		}
-		return a.EC2.DescribeVolume(ctx, id)
+		return a.read().DescribeVolume(ctx, id)
 	})
 }
 
-// FindVolumes may show nothing, but not twice within seconds.
+// FindVolumes may show nothing, or what was there a while ago, but not twice within seconds.
 func (a amazon) FindVolumes(ctx context.Context, tags map[string]string) ([]disk.Volume, error) {
 	return ask(ctx, a.w, ec2, "find volumes", func() ([]disk.Volume, error) {
 		if a.w.people.otherAccount(a.w) {
 			return nil, nil
 		}
 		f := a.w.faults
-		if a.w.now().Sub(f.lagged) > time.Minute && a.w.oneIn(f.perCall[ec2]/4) {
+		if a.w.now().Sub(f.lagged) <= time.Minute {
+			return a.EC2.FindVolumes(ctx, tags)
+		}
+		reached := a.read()
+		empty := a.w.oneIn(f.perCall[ec2] / 4)
+		if empty || reached != a.EC2 {
 			f.lagged = a.w.now()
+		}
+		if empty {
 			f.count("ec2: empty page")
 			return nil, nil
 		}
-		return a.EC2.FindVolumes(ctx, tags)
+		return reached.FindVolumes(ctx, tags)
 	})
 }
 
@@ -188,12 +224,12 @@ func (a amazon) DeleteVolume(ctx context.Context, id string) error {
 
 // DescribeSnapshots may show nothing.
 func (a amazon) DescribeSnapshots(ctx context.Context) ([]disk.Snapshot, error) {
-	return ask(ctx, a.w, ec2, "list snapshots", func() ([]disk.Snapshot, error) { return a.page(a.EC2.DescribeSnapshots(ctx)) })
+	return ask(ctx, a.w, ec2, "list snapshots", func() ([]disk.Snapshot, error) { return a.page(a.read().DescribeSnapshots(ctx)) })
 }
 
 // FindSnapshots may show nothing.
 func (a amazon) FindSnapshots(ctx context.Context, tags map[string]string) ([]disk.Snapshot, error) {
-	return ask(ctx, a.w, ec2, "find snapshots", func() ([]disk.Snapshot, error) { return a.page(a.EC2.FindSnapshots(ctx, tags)) })
+	return ask(ctx, a.w, ec2, "find snapshots", func() ([]disk.Snapshot, error) { return a.page(a.read().FindSnapshots(ctx, tags)) })
 }
 
 func (a amazon) page(list []disk.Snapshot, err error) ([]disk.Snapshot, error) {
@@ -212,7 +248,7 @@ func (a amazon) DescribeSnapshot(ctx context.Context, id string) (disk.Snapshot,
 		if a.w.people.otherAccount(a.w) {
 			return disk.Snapshot{}, fault.Errorf(fault.Gone, "describe %s: it is not in this account", id)
 		}
-		s, err := a.EC2.DescribeSnapshot(ctx, id)
+		s, err := a.read().DescribeSnapshot(ctx, id)
 		if a.w.sabotaged(pendingCompleted) {
 			s.State = disk.SnapshotCompleted
 		}

@@ -23,7 +23,6 @@ import (
 	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
-	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/simulation/model"
 	"gpudev.internal/reservation-expiry/internal/snapshot"
@@ -159,7 +158,7 @@ func newRaces(t *testing.T, shelf *stacktest.Shelf) *races {
 	})
 
 	log := slog.New(slog.DiscardHandler)
-	kube, ec2, aws := cluster{w, w.outside.Cluster, map[string][]pod.Pod{}}, amazon{w, w.outside.EC2}, services{w, w.outside.Network}
+	kube, ec2, aws := newCluster(w), amazon{w, w.outside.EC2}, services{w, w.outside.Network}
 	outside := snapshot.World{Store: r.db, EC2: ec2, Cluster: kube, Identity: aws}
 	disks := snapshot.Options{DriverGrace: 5 * time.Second, Interval: 4 * time.Second, Now: r.now, Sleep: r.sleep, Log: log}
 	r.sweeper = sweep.New(r.db, sweep.Outside{Cluster: kube, EC2: ec2, Account: aws}, sweep.Options{

@@ -15,7 +15,6 @@ import (
 	"gpudev.internal/reservation-expiry/internal/dispatch"
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
-	"gpudev.internal/reservation-expiry/internal/pod"
 	"gpudev.internal/reservation-expiry/internal/postgres"
 	"gpudev.internal/reservation-expiry/internal/snapshot"
 	"gpudev.internal/reservation-expiry/internal/sweep"
@@ -48,7 +47,7 @@ type service struct {
 func newService(w *world) *service {
 	log := slog.New(slog.DiscardHandler)
 	s := &service{w: w, store: store{w.data.db, w}, own: w.oneIn(2), keep: w.oneIn(10)}
-	kube := cluster{w, w.outside.Cluster, map[string][]pod.Pod{}}
+	kube := newCluster(w)
 	ec2, aws := amazon{w, w.outside.EC2}, services{w, w.outside.Network}
 	sleep := func(ctx context.Context, d time.Duration) error {
 		if p := processOf(ctx); p.dead {
@@ -113,7 +112,8 @@ func (s *service) tick(p *process) {
 		s.w.checks.swept(r)
 	}
 	if err == nil {
-		s.afterwards(p, true)
+		_, _ = s.dispatcher.SendDue(p.ctx)
+		_, _ = s.announcer.Drain(p.ctx)
 	}
 }
 
@@ -125,19 +125,6 @@ func (s *service) rehearse(p *process) {
 		r, err := s.sweeper.Sweep(p.ctx, event.Ping, event.SweepRequest{DryRun: !s.w.sabotaged(rehearsalReal)})
 		s.w.say(p.name, "would make %d decisions: %v %v", len(r.Planned), r.Failures, err)
 	})
-}
-
-// afterwards sends what became due and announces what became true, in the order of a tick or of a follow-up.
-func (s *service) afterwards(p *process, tick bool) {
-	send := func() { _, _ = s.dispatcher.SendDue(p.ctx) }
-	announce := func() { _, _ = s.announcer.Drain(p.ctx) }
-	if tick {
-		send()
-		announce()
-	} else {
-		announce()
-		send()
-	}
 }
 
 // deliver is what the handler does with a follow-up. An error means that the bus tries again.
@@ -164,7 +151,8 @@ func (s *service) deliver(p *process, e ce.Event) error {
 	if err != nil || report.State == followup.StateHandedBack {
 		return errLost
 	}
-	s.afterwards(p, false)
+	_, _ = s.announcer.Share(p.ctx, report.About)
+	_, _ = s.dispatcher.SendDue(p.ctx)
 	return nil
 }
 

@@ -27,7 +27,8 @@ func (w *world) settle() {
 			w.people.cancel(w, r)
 			continue
 		}
-		ends := w.now().Add(w.between(6*time.Minute, 9*time.Minute))
+		// A tick comes well before: here it waits for all deliveries before it, which really go side by side.
+		ends := w.now().Add(w.between(8*time.Minute, 11*time.Minute))
 		w.say(r.user, "has %s end at %s", r.id, ends.Format(time.TimeOnly))
 		w.data.platform(statement{"update reservations set expires_at = $2 where reservation_id = $1", []any{r.id, ends}})
 		if w.people.podOf(w, r) && r.pod.Runs() && r.pod.Deleting.IsZero() && !launching(w, r.master) {
@@ -245,12 +246,13 @@ func (c *checks) warningsAtTheEnd() {
 	}
 	type sent struct{ ID, Key string }
 	for _, s := range read[sent](c.w.data, "select reservation_id, key from expiry.follow_ups where kind = 'warning' and outcome = 'sent' order by 2") {
-		level := s.Key[strings.LastIndex(s.Key, "/")+1:]
-		reached := false
-		for _, w := range c.warnings {
-			reached = reached || w.owner == s.ID && strings.HasSuffix(w.file, "_"+level+"MIN.txt")
-		}
-		c.require(warnedInTime, reached, "the %s-minute warning of %s is recorded and never reached the pod", level, s.ID)
+		var deadline, level int64
+		_, err := fmt.Sscanf(strings.TrimPrefix(s.Key, s.ID), "/%d/%d", &deadline, &level)
+		file, when := fmt.Sprintf("WARN_EXPIRES_IN_%dMIN.txt", level), time.Unix(deadline, 0).UTC().Format(time.DateTime)+" UTC"
+		reached := err == nil && slices.ContainsFunc(c.warnings, func(w written) bool {
+			return w.owner == s.ID && w.file == file && strings.Contains(w.content, when+", ")
+		})
+		c.require(warnedInTime, reached, "the %d-minute warning of %s's end at %s is recorded and never reached the pod", level, s.ID, when)
 	}
 	for subject, of := range c.facts {
 		once := map[string]int{}

@@ -116,6 +116,7 @@ const tickEvery = 5 * time.Minute
 // live lets the world go on, with all that goes wrong, and then until everything is settled.
 func (w *world) live() {
 	w.people.settleIn(w)
+	w.faults.lag()
 	w.checks.step()
 	trouble := w.now().Add(w.between(6*time.Minute, 18*time.Minute))
 	w.in(0, "tick", w.tick)
@@ -125,7 +126,7 @@ func (w *world) live() {
 	w.settle()
 }
 
-// tick is the PingSource's, which comes twice or not at all.
+// tick is the PingSource's, which comes late, twice or not at all.
 func (w *world) tick() {
 	switch {
 	case w.quiet:
@@ -133,6 +134,10 @@ func (w *world) tick() {
 	case w.oneIn(10):
 		w.faults.count("bus: tick lost")
 		w.say("ping", "lost")
+	case w.oneIn(12):
+		w.faults.count("bus: tick late")
+		w.say("ping", "is late")
+		w.in(w.between(10*time.Second, 8*time.Minute), "late tick", func() { w.service.tick(w.service.process("late ping")) })
 	default:
 		if w.oneIn(12) {
 			w.service.rehearse(w.service.process("dry run"))
@@ -140,7 +145,7 @@ func (w *world) tick() {
 		w.service.tick(w.service.process("ping"))
 		if w.oneIn(12) {
 			w.faults.count("bus: tick doubled")
-			w.in(w.between(0, 40*time.Second), "tick", func() { w.service.tick(w.service.process("ping again")) })
+			w.in(w.between(0, 40*time.Second), "second tick", func() { w.service.tick(w.service.process("ping again")) })
 		}
 	}
 	w.in(tickEvery, "tick", w.tick)

@@ -29,6 +29,8 @@ func (a *Sync) aside(ctx context.Context, s postgres.SnapshotRecord) (followup.R
 	switch {
 	case err != nil:
 		return followup.Result{}, err
+	case gone && justMade(s):
+		return followup.LookAgain(growing(0)), nil
 	case gone:
 		return a.keepAside(ctx, s, "its snapshot is gone")
 	}

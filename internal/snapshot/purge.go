@@ -18,7 +18,8 @@ type Purge struct{ worker }
 // NewPurge returns the action. It is safe for concurrent use.
 func NewPurge(w World, o Options) *Purge { return &Purge{newWorker(w, o)} }
 
-// Handle deletes a snapshot if, under the lock of its disk's row, disk.MayPurge still allows it by what EC2 lists then.
+// Handle deletes a snapshot if, under the lock of its disk's row, disk.MayPurge still allows it by what EC2 lists then,
+// without those that are gone by our books, or may be: a list may be minutes old.
 // One in use stays: that is an error, kept on the follow-up's row, and it is tried again. So does, for a while and
 // without an error, one beside which a volume is set aside.
 func (p *Purge) Handle(ctx context.Context, f postgres.FollowUp) (result followup.Result, err error) {
@@ -34,6 +35,8 @@ func (p *Purge) Handle(ctx context.Context, f postgres.FollowUp) (result followu
 	switch {
 	case err != nil:
 		return followup.Result{}, err
+	case gone && known && s.State != postgres.SnapshotPurged && justMade(s):
+		return followup.LookAgain(growing(0)), nil
 	case gone && known:
 		_, err := p.Store.VanishedSnapshot(ctx, s)
 		return followup.Done("already_gone"), err
@@ -81,7 +84,7 @@ func (p *Purge) adopt(ctx context.Context, key disk.Key, account string) error {
 
 func (p *Purge) purge(ctx context.Context, s postgres.SnapshotRecord, seen disk.Snapshot, account string) (followup.Result, error) {
 	var why string
-	var needed bool
+	var needed, unlisted bool
 	purged, err := p.Store.PurgeSnapshot(ctx, s, func(ctx context.Context, s postgres.SnapshotRecord, row *disk.Row) (bool, error) {
 		if needed = s.VolumeAside(); needed {
 			return false, nil
@@ -90,6 +93,12 @@ func (p *Purge) purge(ctx context.Context, s postgres.SnapshotRecord, seen disk.
 		if err != nil {
 			return false, err
 		}
+		going, err := p.Store.PurgesAmong(ctx, idsOf(all))
+		if err != nil {
+			return false, err
+		}
+		all = slices.DeleteFunc(all, func(o disk.Snapshot) bool { return o.ID != s.SnapshotID && slices.Contains(going, o.ID) })
+		unlisted = !slices.ContainsFunc(all, func(o disk.Snapshot) bool { return o.ID == s.SnapshotID })
 		var ok bool
 		if ok, why = disk.MayPurge(s.SnapshotID, row, all, account, s.Now); !ok {
 			return false, nil
@@ -109,11 +118,21 @@ func (p *Purge) purge(ctx context.Context, s postgres.SnapshotRecord, seen disk.
 	case needed:
 		p.kept(ctx, s.SnapshotID, fmt.Sprintf("volume %s, which is set aside, is deleted only beside it", s.VolumeID))
 		return followup.LookAgain(asidePause), nil
+	case unlisted: // EC2 has yet to hear that it is gone, or that it is there
+		return followup.LookAgain(growing(0)), nil
 	case !purged:
 		return p.kept(ctx, s.SnapshotID, cmp.Or(why, "it has not settled")), nil
 	}
 	p.opts.Log.InfoContext(ctx, "snapshot purged", "snapshot", s.SnapshotID, "disk", s.DiskName, "user", s.User, "reason", why)
 	return followup.Done("purged"), nil
+}
+
+func idsOf(snapshots []disk.Snapshot) []string {
+	var ids []string
+	for _, s := range snapshots {
+		ids = append(ids, s.ID)
+	}
+	return ids
 }
 
 func (p *Purge) kept(ctx context.Context, snapshotID, why string) followup.Result {

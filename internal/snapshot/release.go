@@ -14,6 +14,8 @@ import (
 var (
 	// errVanished says that EC2 does not know a completed snapshot any more.
 	errVanished = errors.New("the snapshot is gone")
+	// errUnknown says that it does not know one that was just made.
+	errUnknown = errors.New("EC2 does not know the snapshot yet")
 	// errVolumeGone says that EC2 does not know the volume any more.
 	errVolumeGone = errors.New("the volume is gone")
 )
@@ -91,6 +93,8 @@ func (a *Sync) unproven(ctx context.Context, s postgres.SnapshotRecord, err erro
 		return followup.Done("writer_back"), a.Store.ForgetWriterGone(ctx, s.ReservationID)
 	case errors.Is(err, errVolumeGone):
 		return followup.LookAgain(soon), nil
+	case errors.Is(err, errUnknown):
+		return followup.LookAgain(growing(s.Now.Sub(s.IntendedAt))), nil
 	}
 	return followup.Result{}, err
 }
@@ -142,9 +146,17 @@ func (a *Sync) release(ctx context.Context, c postgres.CleanupRecord, s postgres
 func (a *Sync) held(ctx context.Context, s postgres.SnapshotRecord) (bool, error) {
 	seen, gone, err := a.snapshot(ctx, s.SnapshotID)
 	if gone {
-		return false, errVanished
+		return false, vanished(s)
 	}
 	return s.Now.Before(disk.HeldUntil(seen, captureOf(s))), err
+}
+
+// vanished is what it means that EC2 does not know a completed snapshot.
+func vanished(s postgres.SnapshotRecord) error {
+	if justMade(s) {
+		return errUnknown
+	}
+	return errVanished
 }
 
 // keyOf names the disk of a snapshot.
@@ -196,7 +208,7 @@ func (a *Sync) deleteProven(ctx context.Context, s postgres.SnapshotRecord, acco
 	}
 	seen, gone, err := a.snapshot(ctx, s.SnapshotID)
 	if gone {
-		return errVanished
+		return vanished(s)
 	}
 	if err != nil {
 		return err

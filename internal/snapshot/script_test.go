@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,6 +37,7 @@ type script struct {
 	volumes  map[string]disk.Volume
 	seen     *disk.Snapshot
 	listed   []disk.Snapshot
+	purges   []string // done or due, by our books
 }
 
 const scripted = "vol-0123456789abcdef0"
@@ -206,6 +208,25 @@ func (b books) FailSnapshot(context.Context, postgres.SnapshotRecord, string) (b
 	return true, b.call("FailSnapshot")
 }
 
+func (b books) VanishedSnapshot(context.Context, postgres.SnapshotRecord) (bool, error) {
+	return true, b.call("VanishedSnapshot")
+}
+
+func (b books) RecordVolumeKept(context.Context, uuid.UUID, string) error {
+	return b.call("RecordVolumeKept")
+}
+
+func (b books) PurgesAmong(context.Context, []string) ([]string, error) {
+	return b.purges, b.call("PurgesAmong")
+}
+
+func (b books) PurgeSnapshot(ctx context.Context, _ postgres.SnapshotRecord, remove func(context.Context, postgres.SnapshotRecord, *disk.Row) (bool, error)) (bool, error) {
+	if err := b.call("PurgeSnapshot"); err != nil {
+		return false, err
+	}
+	return remove(ctx, b.record, &disk.Row{})
+}
+
 func (b books) RecordVolumeDeleted(context.Context, uuid.UUID) error {
 	return b.call("RecordVolumeDeleted")
 }
@@ -251,8 +272,10 @@ func (a amazon) DescribeSnapshot(context.Context, string) (disk.Snapshot, error)
 }
 
 func (a amazon) FindSnapshots(context.Context, map[string]string) ([]disk.Snapshot, error) {
-	return a.listed, a.call("FindSnapshots")
+	return slices.Clone(a.listed), a.call("FindSnapshots")
 }
+
+func (a amazon) DeleteSnapshot(context.Context, string) error { return a.call("ec2:DeleteSnapshot") }
 
 func (a amazon) CreateSnapshot(context.Context, disk.NewSnapshot) (disk.Snapshot, error) {
 	return *a.seen, a.call("ec2:CreateSnapshot")

@@ -56,6 +56,7 @@ type Store interface {
 	WithVolumeSetAside(ctx context.Context, s postgres.SnapshotRecord, act func(context.Context) error) (postgres.DiskVerdict, error)
 	RecordVolumeDeleted(ctx context.Context, intent uuid.UUID) error
 	RecordVolumeKept(ctx context.Context, intent uuid.UUID, why string) error
+	PurgesAmong(ctx context.Context, snapshotIDs []string) ([]string, error)
 	PurgeSnapshot(ctx context.Context, s postgres.SnapshotRecord, remove func(context.Context, postgres.SnapshotRecord, *disk.Row) (bool, error)) (bool, error)
 }
 

@@ -15,8 +15,18 @@ import (
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
-// visibleWithin is how long EC2 may not know a snapshot that it has just made. After that it was deleted.
+// visibleWithin is how long EC2 may not know a snapshot that it has just made, even one that it has described before: not
+// all of it hears of one at once. After that it was deleted.
 const visibleWithin = 10 * time.Minute
+
+// justMade reports whether that EC2 does not know the snapshot means nothing yet. An adopted one is older than its record.
+func justMade(s postgres.SnapshotRecord) bool {
+	made := s.IntendedAt
+	if s.ReservationID == "" {
+		made = s.StartedAt
+	}
+	return s.Now.Sub(made) < visibleWithin
+}
 
 // Sync carries out follow-ups of kind snapshot.sync; their key is the snapshot's intent.
 type Sync struct{ worker }
@@ -92,7 +102,7 @@ func (a *Sync) follow(ctx context.Context, s *postgres.SnapshotRecord) (ended bo
 		case err != nil:
 			return false, err
 		case gone:
-			if s.Now.Sub(s.IntendedAt) < visibleWithin {
+			if justMade(*s) {
 				return false, nil
 			}
 			return true, a.failed(ctx, *s, "EC2 does not know it any more")

@@ -118,6 +118,26 @@ func (e *EC2) Snapshots() []*Snapshot { return inOrder(e.snapshots) }
 // Instances returns every instance, in order of ids.
 func (e *EC2) Instances() []*disk.Instance { return inOrder(e.instances) }
 
+// Copy is what there is now, for looking at later: what happens to it meanwhile does not show in it.
+func (e *EC2) Copy() *EC2 {
+	c := &EC2{w: e.w, volumes: maps.Clone(e.volumes), snapshots: maps.Clone(e.snapshots), instances: maps.Clone(e.instances)}
+	for id, v := range c.volumes {
+		one := *v
+		one.Attachments, one.Tags = slices.Clone(v.Attachments), maps.Clone(v.Tags)
+		c.volumes[id] = &one
+	}
+	for id, s := range c.snapshots {
+		one := *s
+		one.Tags = maps.Clone(s.Tags)
+		c.snapshots[id] = &one
+	}
+	for id, i := range c.instances {
+		one := *i
+		c.instances[id] = &one
+	}
+	return c
+}
+
 // Unstick has operating systems let go of what they still hold.
 func (e *EC2) Unstick() {
 	for _, v := range e.Volumes() {

@@ -1,0 +1,106 @@
+package snapshot_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
+	"gpudev.internal/reservation-expiry/internal/followup"
+	"gpudev.internal/reservation-expiry/internal/postgres"
+)
+
+func TestASnapshotThatEC2DoesNotKnowIsGoneOnlyOnceItIsTenMinutesOld(t *testing.T) {
+	t.Parallel()
+	const young = 10*time.Minute - 1
+	aside := func(s *script) { s.record.VolumeAsideAt, s.verdicts["WithDisk"] = s.now, postgres.DiskSettled }
+	for name, c := range map[string]struct {
+		run  func(*script, *testing.T) (followup.Result, error)
+		in   func(*script)
+		age  time.Duration
+		want followup.Result
+		says string // what is recorded of it
+	}{
+		"before its volume goes, young":   {(*script).sync, nil, young, followup.LookAgain(young / 5), ""},
+		"before its volume goes":          {(*script).sync, nil, 10 * time.Minute, followup.Done("vanished"), "VanishedSnapshot"},
+		"as its volume goes, young":       {(*script).sync, second, young, followup.LookAgain(young / 5), ""},
+		"as its volume goes":              {(*script).sync, second, 10 * time.Minute, followup.Done("vanished"), "VanishedSnapshot"},
+		"beside a volume aside, young":    {(*script).sync, aside, young, followup.LookAgain(10 * time.Second), ""},
+		"beside a volume aside":           {(*script).sync, aside, 10 * time.Minute, followup.Done("volume_kept"), "RecordVolumeKept"},
+		"to be purged, young":             {(*script).purging, nil, young, followup.LookAgain(10 * time.Second), ""},
+		"to be purged":                    {(*script).purging, nil, 10 * time.Minute, followup.Done("already_gone"), "VanishedSnapshot"},
+		"somebody else's, of long ago":    {(*script).purging, adopted, young, followup.Done("already_gone"), "VanishedSnapshot"},
+		"purged by our books, though new": {(*script).purging, purged, young, followup.Done("already_gone"), "VanishedSnapshot"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newScript()
+			s.record.IntendedAt = s.now.Add(-c.age)
+			s.errs["DescribeSnapshot"] = fault.Errorf(fault.Gone, "no such snapshot")
+			if c.in != nil {
+				c.in(s)
+			}
+			got, err := c.run(s, t)
+			require.NoError(t, err)
+			require.Equal(t, c.want, got)
+			for _, recorded := range []string{"VanishedSnapshot", "RecordVolumeKept"} {
+				require.Equal(t, recorded == c.says, s.count(recorded) == 1, "%v", s.calls)
+			}
+			require.Zero(t, s.count("ec2:DeleteVolume"))
+		})
+	}
+}
+
+// second has EC2 know the snapshot at first.
+func second(s *script) {
+	s.errs["DescribeSnapshot 2"] = s.errs["DescribeSnapshot"]
+	delete(s.errs, "DescribeSnapshot")
+}
+
+func purged(s *script) { s.record.State = postgres.SnapshotPurged }
+
+// adopted is a snapshot that was taken into the books just now.
+func adopted(s *script) {
+	s.record.ReservationID, s.record.StartedAt = "", s.now.Add(-30*24*time.Hour)
+}
+
+// EC2's list may be minutes old: what it shows and our books have purged, or are about to, is not there for sure.
+func TestOnlyWhatIsSureToStayCountsAsNewerThanASnapshotToBePurged(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		newer  int
+		purges []string
+		lacks  bool
+		want   followup.Result
+	}{
+		"three are newer":                     {3, nil, false, followup.Done("purged")},
+		"one of them is purged, or to be":     {3, []string{"snap-4"}, false, followup.Done("kept")},
+		"three others stay":                   {4, []string{"snap-4"}, false, followup.Done("purged")},
+		"it is to be purged itself":           {3, []string{"snap-1"}, false, followup.Done("purged")},
+		"the list does not show it, as yet":   {3, nil, true, followup.LookAgain(10 * time.Second)},
+		"the list shows nothing":              {0, nil, true, followup.LookAgain(10 * time.Second)},
+		"another disk's are purged meanwhile": {3, []string{"snap-99"}, false, followup.Done("purged")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newScript()
+			s.purges = c.purges
+			s.seen.StartedAt = s.now.Add(-30 * 24 * time.Hour)
+			if !c.lacks {
+				s.listed = []disk.Snapshot{*s.seen}
+			}
+			for i := range c.newer {
+				o := *s.seen
+				o.ID, o.StartedAt = fmt.Sprintf("snap-%d", i+2), s.seen.StartedAt.Add(time.Duration(i+1)*time.Hour)
+				s.listed = append(s.listed, o)
+			}
+			got, err := s.purging(t)
+			require.NoError(t, err)
+			require.Equal(t, c.want, got)
+			require.Equal(t, c.want.Outcome == "purged", s.count("ec2:DeleteSnapshot") == 1)
+		})
+	}
+}
