@@ -23,6 +23,7 @@ type queue struct {
 	t      *testing.T
 	due    int
 	next   time.Duration // negative: none
+	parent string        // the trace of who asked for them
 	asked  int
 	undone []time.Duration // the pauses with which they are due again
 	stop   func()
@@ -37,7 +38,7 @@ func (q *queue) DispatchDue(_ context.Context, limit int, _ time.Duration) ([]po
 	}
 	picked := make([]postgres.FollowUp, min(q.due, limit))
 	for i := range picked {
-		picked[i] = postgres.FollowUp{Kind: postgres.Cleanup, Key: "r1", ReservationID: "r1", Subject: "r1"}
+		picked[i] = postgres.FollowUp{Kind: postgres.Cleanup, Key: "r1", ReservationID: "r1", Subject: "r1", Traceparent: q.parent}
 	}
 	q.due -= len(picked)
 	return picked, nil
