@@ -16,9 +16,9 @@ type entry struct {
 	guard   *authn.Guard // nil: everybody may post
 	metrics *telemetry.Metrics
 	log     *slog.Logger
-	// readWithin bounds the reading of a body, also of one that nobody reads: the server does so before it answers the
-	// next request on the connection. Who reads one in full lifts it. Answers have to be taken as fast.
-	readWithin time.Duration
+	// within bounds the reading of a body, also of one that nobody reads: the server does so before it answers the next
+	// request on the connection. Who reads one in full lifts it. Answers have to be taken as fast, once they begin.
+	within time.Duration
 }
 
 // secretOf returns the shared secret that is configured, nil where there is none.
@@ -35,7 +35,7 @@ func secretOf(c config.Entry) authn.Secret {
 func newEntry(c config.Entry, metrics *telemetry.Metrics, log *slog.Logger) *entry {
 	return &entry{
 		guard:   authn.New(authn.Options{Issuer: c.Issuer, Audience: c.Audience, Subjects: c.Subjects, Secret: secretOf(c)}),
-		metrics: metrics, log: log, readWithin: bodyWithin,
+		metrics: metrics, log: log, within: bodyWithin,
 	}
 }
 
@@ -48,12 +48,31 @@ func (e *entry) announce(c config.Entry) {
 	e.log.Info("events need a token", "issuer", c.Issuer, "audience", c.Audience, "subjects", c.Subjects, "secret", secretOf(c) != nil)
 }
 
+// server takes connections for the handler.
+func (e *entry) server(to http.Handler) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Handler:           e.lead(to),
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    32 << 10,
+		Protocols:         protocols,
+		// A stream's deadline is of no use where its connection takes nothing at all.
+		HTTP2:    &http.HTTP2Config{WriteByteTimeout: e.within},
+		ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelWarn),
+	}
+}
+
 func (e *entry) lead(to http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		control := http.NewResponseController(w) // deadlines are not supported by a test's recorder
-		_ = control.SetReadDeadline(time.Now().Add(e.readWithin))
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(time.Now().Add(e.within))
 		_ = control.SetWriteDeadline(time.Time{}) // of the connection's former request
-		defer func() { _ = control.SetWriteDeadline(time.Now().Add(e.readWithin)) }()
+		timed := &timedAnswer{ResponseWriter: w, within: e.within}
+		defer timed.begin()
+		w = timed
 		if r.Method != http.MethodPost {
 			to.ServeHTTP(w, r) // probes, and what is refused anyway
 			return
@@ -76,3 +95,30 @@ func (e *entry) lead(to http.Handler) http.Handler {
 		answer(w, r, nil, err)
 	})
 }
+
+// timedAnswer gives the client so long to take an answer, from when it begins.
+type timedAnswer struct {
+	http.ResponseWriter
+	within time.Duration
+	begun  bool
+}
+
+func (a *timedAnswer) begin() {
+	if !a.begun {
+		a.begun = true
+		_ = http.NewResponseController(a.ResponseWriter).SetWriteDeadline(time.Now().Add(a.within))
+	}
+}
+
+func (a *timedAnswer) WriteHeader(status int) {
+	a.begin()
+	a.ResponseWriter.WriteHeader(status)
+}
+
+func (a *timedAnswer) Write(b []byte) (int, error) {
+	a.begin()
+	return a.ResponseWriter.Write(b) //nolint:wrapcheck // it is the one that it wraps
+}
+
+// Unwrap is for http.ResponseController.
+func (a *timedAnswer) Unwrap() http.ResponseWriter { return a.ResponseWriter }

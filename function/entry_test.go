@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,10 +14,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"gpudev.internal/reservation-expiry/internal/config"
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/stacktest"
+	"gpudev.internal/reservation-expiry/internal/sweep"
 )
 
 const (
@@ -31,21 +36,17 @@ func guarded(t *testing.T, c config.Entry, within time.Duration) (*desk, *output
 	d := newDesk(t)
 	e := newEntry(c, d.telemetry.Metrics, slog.New(slog.NewTextHandler(said, nil)))
 	if within != 0 {
-		e.readWithin = within
+		e.within = within
 	}
-	d.url = serveHTTP(t, e.lead(d.routes()))
+	d.url = serveHTTP(t, e.server(d.routes()))
 	return d, said
 }
 
-// serveHTTP serves a handler on the loopback, as the service does but for time limits of its own.
-func serveHTTP(t *testing.T, h http.Handler) (url string) {
+// serveHTTP serves on the loopback.
+func serveHTTP(t *testing.T, web *http.Server) (url string) {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	web := &http.Server{Handler: h, ReadHeaderTimeout: time.Second, IdleTimeout: time.Minute, Protocols: protocols}
 	ended := make(chan error, 1)
 	go func() { ended <- web.Serve(listener) }()
 	t.Cleanup(func() { _ = web.Close(); require.ErrorIs(t, <-ended, http.ErrServerClosed) })
@@ -57,7 +58,7 @@ func TestWhoIsNotLetInIsCounted(t *testing.T) {
 	metrics := &pushed{}
 	d := newDesk(t)
 	d.telemetry = metrics.telemetry(t)
-	d.url = serveHTTP(t, newEntry(config.Entry{Token: config.NewSecret(ourSecret)}, d.telemetry.Metrics, quiet).lead(d.routes()))
+	d.url = serveHTTP(t, newEntry(config.Entry{Token: config.NewSecret(ourSecret)}, d.telemetry.Metrics, quiet).server(d.routes()))
 	require.Equal(t, 401, d.post(t, "/", binary(event.Ping), "").StatusCode)
 	require.Equal(t, 202, d.post(t, "/", binary(event.Ping)+"\nAuthorization: Bearer "+ourSecret, "").StatusCode)
 	require.EqualValues(t, 1, metrics.count("events", "cloudevents.event_type", "unknown"))
@@ -136,16 +137,76 @@ func TestAStrangersBodyIsNotWaitedFor(t *testing.T) {
 
 func TestAnAnswerThatNobodyTakesIsNotKept(t *testing.T) {
 	t.Parallel()
-	d, _ := guarded(t, config.Entry{Token: config.NewSecret(ourSecret)}, 300*time.Millisecond)
-	const ( // HTTP/2 frames: length, type, flags, stream
-		takeNothing = "\x00\x00\x06\x04\x00\x00\x00\x00\x00" + "\x00\x04\x00\x00\x00\x00" // SETTINGS_INITIAL_WINDOW_SIZE: 0
-		postNothing = "\x00\x00\x06\x01\x05\x00\x00\x00\x01" + "\x83\x84\x86\x41\x01x"
-	)
-	conn := dial(t, strings.TrimPrefix(d.url, "http://"), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+takeNothing+postNothing)
-	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
-	said, err := io.ReadAll(conn)
-	require.NoError(t, err, "the stream, and so the connection, stays open")
-	require.Contains(t, string(said), "\x03\x00\x00\x00\x00\x01", "RST_STREAM")
+	const takesNothing, takesAll = 0, 1<<31 - 1
+	for name, c := range map[string]struct {
+		ceType string
+		window uint32 // that the client has for the answer over HTTP/2
+		reads  bool
+	}{
+		"an empty one":                             {ceType: event.Ping, window: takesNothing, reads: true},
+		"a short refusal":                          {ceType: "tea", window: takesNothing, reads: true},
+		"a refusal that does not fit a buffer":     {ceType: strings.Repeat("tea", 3000), window: takesNothing, reads: true},
+		"a dry run's, from a stream":               {ceType: event.SweepRequested, window: takesNothing, reads: true},
+		"a dry run's, from a stalled connection":   {ceType: event.SweepRequested, window: takesAll},
+		"a dry run's, from stalled HTTP/1 clients": {ceType: event.SweepRequested},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d, _ := guarded(t, config.Entry{}, 300*time.Millisecond)
+			asked := make(chan struct{})
+			d.sweep = func(context.Context, string, event.SweepRequest) (sweep.Result, error) {
+				close(asked)
+				return sweep.Result{Unknown: []string{strings.Repeat("much ", 4<<20)}}, nil // more than a socket's buffers hold
+			}
+			headers := http.Header{"Accept": {"application/json"}, "Ce-Specversion": {"1.0"}, "Ce-Id": {"1"}, "Ce-Source": {"x"}, "Ce-Type": {c.ceType}}
+			address := strings.TrimPrefix(d.url, "http://")
+			var conn net.Conn
+			if c.window == 0 && !c.reads {
+				var raw strings.Builder
+				require.NoError(t, headers.Write(&raw))
+				conn = dial(t, address, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"+raw.String()+"\r\n")
+			} else {
+				conn = dialHTTP2(t, address, headers, c.window)
+			}
+			if c.reads {
+				require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+				frames := http2.NewFramer(io.Discard, conn)
+				for reset := false; !reset; {
+					frame, err := frames.ReadFrame()
+					require.NoError(t, err, "the stream stays open")
+					_, reset = frame.(*http2.RSTStreamFrame)
+				}
+			} else {
+				<-asked
+			}
+			select {
+			case <-d.door.close():
+			case <-time.After(10 * time.Second):
+				require.Fail(t, "the request goes on for ever")
+			}
+		})
+	}
+}
+
+// dialHTTP2 posts over HTTP/2 and returns the connection: with so large a window for what the server sends.
+func dialHTTP2(t *testing.T, address string, headers http.Header, window uint32) net.Conn {
+	t.Helper()
+	conn := dial(t, address, http2.ClientPreface)
+	frames := http2.NewFramer(conn, nil)
+	require.NoError(t, frames.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window}))
+	if window > 0 {
+		require.NoError(t, frames.WriteWindowUpdate(0, window-1<<16))
+	}
+	var block bytes.Buffer
+	fields := hpack.NewEncoder(&block)
+	for _, f := range []hpack.HeaderField{{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "/"}, {Name: ":authority", Value: "x"}} {
+		require.NoError(t, fields.WriteField(f))
+	}
+	for name, values := range headers {
+		require.NoError(t, fields.WriteField(hpack.HeaderField{Name: strings.ToLower(name), Value: values[0]}))
+	}
+	require.NoError(t, frames.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true}))
+	return conn
 }
 
 func TestItsOwnSinkBringsItselfTheSecret(t *testing.T) {

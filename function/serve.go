@@ -108,18 +108,8 @@ func newServer(p parts) *server {
 func (s *server) serve(ctx context.Context, listener net.Listener) error {
 	work, interrupt := context.WithCancel(context.WithoutCancel(ctx))
 	defer interrupt()
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	web := &http.Server{
-		Handler:           s.entry.lead(s.handler.routes()),
-		BaseContext:       func(net.Listener) context.Context { return work },
-		ReadHeaderTimeout: 5 * time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    32 << 10,
-		Protocols:         protocols,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
-	}
+	web := s.entry.server(s.handler.routes())
+	web.BaseContext = func(net.Listener) context.Context { return work }
 	ended := make(chan error, 1)
 	go func() { ended <- web.Serve(listener) }()
 
