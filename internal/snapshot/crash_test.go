@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,6 +55,8 @@ func TestAProcessMayDieAnywhere(t *testing.T) {
 		after bool
 	}
 	shared := newGround(t)
+	var tried atomic.Int32
+	t.Cleanup(func() { t.Logf("%d calls of a disk died at", tried.Load()) })
 	for name, s := range scenarios {
 		run := func(t *testing.T, before, after func(string) error) *world {
 			w := shared.world(t)
@@ -100,6 +103,7 @@ func TestAProcessMayDieAnywhere(t *testing.T) {
 			for _, p := range stacktest.CrashPoints(t, points, 5) {
 				t.Run(fmt.Sprintf("%s %d %s", map[bool]string{false: "before", true: "after"}[p.after], p.k+1, calls[p.k]), func(t *testing.T) {
 					t.Parallel()
+					tried.Add(1)
 					ctx, kill := context.WithCancel(t.Context())
 					defer kill()
 					n := 0
