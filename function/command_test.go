@@ -64,7 +64,11 @@ type base struct {
 
 func newBase(t *testing.T) *base {
 	t.Helper()
-	database := stacktest.Database(t)
+	return newBaseOn(t, stacktest.Database(t))
+}
+
+func newBaseOn(t *testing.T, database string) *base {
+	t.Helper()
 	rows, err := pgxpool.New(t.Context(), database)
 	require.NoError(t, err)
 	t.Cleanup(rows.Close)

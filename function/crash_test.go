@@ -33,9 +33,10 @@ func TestAProcessMayBeKilledAtEveryCall(t *testing.T) {
 		}
 		kinds[strings.Fields(c.name)[0]]++
 	}
-	var tried, died atomic.Int32
+	var tried, killed atomic.Int32
 	t.Cleanup(func() {
-		t.Logf("%d calls (%v), %d crash points, %d tried, %d processes killed", len(calls), kinds, len(points), tried.Load(), died.Load())
+		t.Logf("%d calls (%v), %d crash points, %d tried: %d processes killed, %d settled before they came to that call",
+			len(calls), kinds, len(points), tried.Load(), killed.Load(), tried.Load()-killed.Load())
 	})
 	picked := stacktest.CrashPoints(t, points, 2)
 	for _, p := range picked {
@@ -48,9 +49,9 @@ func TestAProcessMayBeKilledAtEveryCall(t *testing.T) {
 			if n := tried.Add(1); n%25 == 0 {
 				t.Logf("%d of %d crash points tried", n, len(picked))
 			}
-			if made, _ := o.made(); len(made) >= p.k {
-				died.Add(1)
-			}
+			made, _ := o.made()
+			require.Equal(t, len(made) >= p.k, o.killed == 1, "who makes that call is killed at it")
+			killed.Add(int32(o.killed))
 			require.Equal(t, settled(t), got)
 		})
 	}

@@ -37,12 +37,18 @@ type outside struct {
 	volume  string
 	limit   time.Duration     // for the follow-ups of one tick
 	ids     map[string]string // of reservations, by what they are
+	killed  int               // processes, by SIGKILL
 }
 
 func newOutside(t *testing.T, front func(what, address string) string) *outside {
 	t.Helper()
+	return newOutsideOn(t, newBase(t), front)
+}
+
+func newOutsideOn(t *testing.T, b *base, front func(what, address string) string) *outside {
+	t.Helper()
 	o := &outside{
-		base: newBase(t), wires: &wires{t: t}, cluster: stacktest.Kubernetes(t), aws: stacktest.AWS(t), limit: time.Minute, ids: map[string]string{},
+		base: b, wires: &wires{t: t}, cluster: stacktest.Kubernetes(t), aws: stacktest.AWS(t), limit: time.Minute, ids: map[string]string{},
 	}
 	// Without the SDK's own second try, which may make a second snapshot of a slow one.
 	o.compute = ec2.NewFromConfig(o.aws.Config, func(options *ec2.Options) { options.Retryer = awssdk.NopRetryer{} })
@@ -166,6 +172,9 @@ func (o *outside) tick(more ...string) (report.Swept, ran) {
 	hangs := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Signal(syscall.SIGQUIT) }) // it says where
 	_ = cmd.Wait()
 	require.True(o.base.t, hangs.Stop(), "the process hangs: %s", &errOut)
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		o.killed++
+	}
 	r := ran{cmd.ProcessState.ExitCode(), out.String(), errOut.String()}
 	var view report.Swept
 	if strings.HasPrefix(r.out, "{") {

@@ -4,10 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,18 +28,23 @@ import (
 type faulty struct {
 	*outside
 	proxies map[string]*toxiproxy.Proxy // to postgres, kubernetes, aws
-
-	unlock func() // what a test has locked; nil: nothing
-
-	mu      sync.Mutex
-	longest time.Duration // that a process waited for an answer that did not come
+	unlock  func()                      // what a test has locked; nil: nothing
 }
 
 func newFaulty(t *testing.T) *faulty {
 	t.Helper()
+	return newFaultyOn(t, newBase(t), nil)
+}
+
+// newFaultyOn is newFaulty on a database to whose server, which may go away itself, no proxy leads.
+func newFaultyOn(t *testing.T, b *base, own *ownServer) *faulty {
+	t.Helper()
 	f := &faulty{proxies: map[string]*toxiproxy.Proxy{}}
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	f.outside = newOutside(t, func(what, address string) string {
+	f.outside = newOutsideOn(t, b, func(what, address string) string {
+		if own != nil && what == "postgres" {
+			return own.address
+		}
 		proxy := toxiproxy.NewProxy(server, what, "127.0.0.1:0", address)
 		require.NoError(t, proxy.Start())
 		t.Cleanup(proxy.Stop)
@@ -71,11 +77,24 @@ func (f *faulty) stall(drip string) spoilt {
 			case <-ticker.C:
 			}
 		}
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.longest = max(f.longest, time.Since(began))
+		f.waited(began)
 		return true
 	}
+}
+
+// mute has PostgreSQL answer so many connections and statements, and no more.
+func (f *faulty) mute(after int32) {
+	var asked atomic.Int32
+	f.hush(func(client net.Conn) bool {
+		if asked.Add(1) <= after {
+			return false
+		}
+		began := time.Now()
+		_ = client.SetReadDeadline(began.Add(40 * time.Second))
+		_, _ = io.Copy(io.Discard, client)
+		f.waited(began)
+		return true
+	})
 }
 
 // only spoils the answers of one service.
@@ -139,19 +158,10 @@ var wireFaults = map[string]wireFault{
 	"AWS answers 500":                     {service: "aws", begin: func(f *faulty) { f.spoil(only("aws", ec2Says(500, "InternalError"))) }},
 	"AWS answers 503":                     {service: "aws", begin: func(f *faulty) { f.spoil(only("aws", ec2Says(503, "Unavailable"))) }},
 	"PostgreSQL refuses connections":      {service: "postgres", begin: func(f *faulty) { f.proxies["postgres"].Stop() }},
-	"PostgreSQL stalls":                   {service: "postgres", slow: true, begin: func(f *faulty) { f.toxic("postgres", "timeout", `"timeout":0`) }},
+	"PostgreSQL stalls":                   {service: "postgres", slow: true, begin: func(f *faulty) { f.mute(0) }},
+	"PostgreSQL answers no statement":     {service: "postgres", slow: true, begin: func(f *faulty) { f.mute(1) }},
+	"PostgreSQL stalls in mid-sweep":      {service: "postgres", slow: true, begin: func(f *faulty) { f.mute(40) }},
 	"PostgreSQL is cut off in mid-answer": {service: "postgres", begin: func(f *faulty) { f.toxic("postgres", "limit_data", `"bytes":9000`) }},
-	"PostgreSQL restarts in mid-sweep": {service: "postgres", sample: true, begin: func(f *faulty) {
-		go func() {
-			for f.base.t.Context().Err() == nil {
-				if calls, _ := f.made(); len(calls) > 70 {
-					f.proxies["postgres"].Stop()
-					_ = f.proxies["postgres"].Start()
-					return
-				}
-			}
-		}()
-	}},
 	"statements time out": {service: "postgres", begin: func(f *faulty) {
 		ctx := context.WithoutCancel(f.base.t.Context())
 		conn, err := pgx.Connect(ctx, f.database)
@@ -192,21 +202,31 @@ func TestFaultsOnTheWireEndNothingAndAreMadeGood(t *testing.T) {
 			}
 			require.True(t, fault.quiet || noticed > 0, "somebody must be told")
 			f.mend()
-			after := f.evidence()
-			for _, what := range []string{"a bystander", "due for a warning", "out of memory"} {
-				require.Contains(t, after, "pod of "+what)
-				require.Contains(t, after, "reservation of "+what+" is active")
-			}
-			for line := range strings.SplitSeq(before, "\n") {
-				if fault.keeps(line) {
-					require.Contains(t, after, line)
-				}
-			}
-			require.True(t, strings.Contains(after, "EC2: 1 volumes") || strings.Contains(after, "work:1"), "the volume is gone, and there is no snapshot")
-			require.LessOrEqual(t, f.longest, 20*time.Second+time.Second/2, "one call")
-			require.Equal(t, settled(t), f.settle())
+			f.held(fault, before)
 		})
 	}
+}
+
+// held asserts that nothing ended or went by mistake while something went wrong, and that it is made good.
+func (f *faulty) held(w wireFault, before string) {
+	t := f.base.t
+	t.Helper()
+	after := f.evidence()
+	for _, what := range []string{"a bystander", "due for a warning", "out of memory"} {
+		require.Contains(t, after, "pod of "+what)
+		require.Contains(t, after, "reservation of "+what+" is active")
+	}
+	for line := range strings.SplitSeq(before, "\n") {
+		if w.keeps(line) {
+			require.Contains(t, after, line)
+		}
+	}
+	require.True(t, strings.Contains(after, "EC2: 1 volumes") || strings.Contains(after, "work:1"), "the volume is gone, and there is no snapshot")
+	if slowest := f.slowest(); slowest > time.Second {
+		t.Logf("the longest call took %.1f s", slowest.Seconds())
+	}
+	require.LessOrEqual(t, f.slowest(), 20*time.Second+time.Second/2, "one call")
+	require.Equal(t, settled(t), f.settle())
 }
 
 // keeps reports whether something must stay as it is while a service fails: what it, or a look at it, is needed for.
@@ -235,9 +255,9 @@ func (f *faulty) evidence() string {
 }
 
 // faultyTick is a tick that may fail, and returns how often it says so, each time in one line.
-func (f *faulty) faultyTick() (noticed int) {
+func (f *faulty) faultyTick(more ...string) (noticed int) {
 	f.base.t.Helper()
-	view, r := f.tick("SWEEP_TIMEOUT=6s")
+	view, r := f.tick(append([]string{"SWEEP_TIMEOUT=6s"}, more...)...)
 	var said []string
 	for _, failure := range view.Failures {
 		said = append(said, failure.Error)
@@ -261,6 +281,7 @@ func (f *faulty) faultyTick() (noticed int) {
 func (f *faulty) mend() {
 	f.base.t.Helper()
 	f.spoil(nil)
+	f.hush(nil)
 	f.aws.Fail()
 	if f.unlock != nil {
 		f.unlock()

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
@@ -38,7 +39,10 @@ type wires struct {
 	die   func()
 	dead  bool
 
-	answer spoilt // nil: the servers answer
+	answer spoilt  // nil: the servers answer
+	silent silence // nil: the database answers
+
+	longest time.Duration // that a process waited for an answer, from the database or one that did not come
 }
 
 // spoilt stands in for a server's; false: the server is asked.
@@ -49,6 +53,37 @@ func (w *wires) spoil(a spoilt) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.answer = a
+}
+
+// silence has a client of the database wait until it goes away, or false: it does not.
+type silence func(client net.Conn) (waited bool)
+
+// hush has clients of the database wait so, or nil: not.
+func (w *wires) hush(s silence) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.silent = s
+}
+
+func (w *wires) hushed(client net.Conn) bool {
+	w.mu.Lock()
+	silent := w.silent
+	w.mu.Unlock()
+	return silent != nil && silent(client)
+}
+
+// waited notes how long a process waited.
+func (w *wires) waited(since time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.longest = max(w.longest, time.Since(since))
+}
+
+// slowest is the longest that a process has waited.
+func (w *wires) slowest() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.longest
 }
 
 // call is one call that went out.
@@ -233,6 +268,9 @@ func writeKubeconfig(t *testing.T, c clientcmdapi.Config) (path string) {
 // answered by one ReadyForQuery (PostgreSQL's documentation, "Message Flow").
 func (w *wires) postgres(server string) (address string) {
 	return w.listen(func(client net.Conn) {
+		if w.hushed(client) {
+			return
+		}
 		upstream, err := (&net.Dialer{}).Dial("tcp", server)
 		if err != nil {
 			return
@@ -243,9 +281,10 @@ func (w *wires) postgres(server string) (address string) {
 		}
 		for {
 			text, request, err := statement(client)
-			if err != nil || len(request) == 0 {
+			if err != nil || len(request) == 0 || w.hushed(client) {
 				return
 			}
+			began := time.Now()
 			k, goes := w.begin("sql "+text, false)
 			if !goes {
 				return
@@ -254,6 +293,7 @@ func (w *wires) postgres(server string) (address string) {
 				return
 			}
 			answer, err := untilReady(upstream)
+			w.waited(began)
 			idle := len(answer) > 0 && answer[len(answer)-1] == 'I' // the connection is in no transaction now
 			acts := idle && !strings.HasPrefix(text, "select") && text != "rollback"
 			if !w.end(k, acts) || err != nil {

@@ -120,7 +120,7 @@ func TestSweepsLookLikeThis(t *testing.T) {
 			report.Carried(followup.Report{Kind: postgres.Cleanup, Key: id, State: followup.StatePostponed, Next: 30 * time.Second}, nil),
 			report.Carried(followup.Report{Kind: postgres.Warning, Key: id + "/1773491100/15", State: followup.StateDone, Outcome: "sent"}, nil),
 			report.Carried(followup.Report{Kind: postgres.Notice, Key: id + "/containerd://0123/1773491100", State: followup.StateFailed, Next: time.Minute, Error: "no pod\nto write to"}, nil),
-			report.Carried(followup.Report{Kind: postgres.AvailabilityUpdate, Key: "all"}, errors.New("record the result: connection reset")),
+			report.Carried(followup.Report{Kind: postgres.AvailabilityUpdate, Key: "all"}, errors.New("record the result:\n\tconnection reset")),
 		},
 		Left: "the time for follow-ups, 4m, is over: what is left is done by the next sweep", Announced: 3,
 	}

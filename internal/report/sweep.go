@@ -27,14 +27,14 @@ type FollowUp struct {
 	Again string `json:"again,omitempty"` // in how long it is looked at again
 }
 
-// Carried makes a view of a report, with the error that kept it from being recorded.
+// Carried makes a view of a report, with the error that kept it from being recorded, in one line.
 func Carried(r followup.Report, err error) FollowUp {
 	f := FollowUp{Report: r}
 	if r.Next > 0 {
 		f.Again = span(r.Next)
 	}
 	if err != nil {
-		f.State, f.Error = "unknown", err.Error()
+		f.State, f.Error = "unknown", strings.Join(strings.Fields(err.Error()), " ")
 	}
 	return f
 }

@@ -23,7 +23,8 @@ Several stacks can live side by side: every one has its own directory, ports, an
   STACK_WITH         others to build and not to start, for make e2e: "eventing serving keda"
 
 Each component can be given. As a running one's address:
-  USE_POSTGRES_URL   URL of a role that may create databases and roles
+  USE_POSTGRES_URL   URL of a role that may create databases and roles (a test of this project needs a superuser, and the
+                     server's programs here, for a server of its own)
   USE_PGBOUNCER_URL  URL of a PgBouncer in transaction mode before that PostgreSQL, any database, which lets in
                      reservation_expiry_service, too
   USE_KUBECONFIG     path of a cluster's kubeconfig (tests of this project need the simulated nodes)
