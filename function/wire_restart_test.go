@@ -217,7 +217,7 @@ func (s *ownServer) end() {
 }
 
 // PostgreSQL goes away and comes back in the middle of a sweep, which then goes on, and at a statement of the next, which goes
-// on at once: connections break with what the server says, then are refused, by nobody or by one that is just starting.
+// on at once: connections break with what the server says, then nobody listens, or one that turns them away.
 func TestRestartsOfPostgreSQLOnTheWireEndNothingAndAreMadeGood(t *testing.T) {
 	t.Parallel()
 	for i, at := range []int{30, 3, 10, 20, 40, 50, 70, 100, 130, 160} {
