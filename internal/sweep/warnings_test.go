@@ -44,6 +44,16 @@ func TestAWarningStillDueIsPassedOverByAMoreUrgentOne(t *testing.T) {
 	require.Equal(t, []string{"5 due", "15 done passed_over", "30 done passed_over"}, w.warningsOf(id))
 }
 
+func TestAReservationThatHasItsWarningKeepsNoOtherFromIts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.insert(row{"expires_at": ahead(14 * time.Minute)})
+	w.sweep()
+	later := w.insert(row{"expires_at": ahead(29 * time.Minute)})[0]
+	require.Equal(t, 1, w.sweep().Counts["warningsRequested"])
+	require.Equal(t, []string{"30 due"}, w.warningsOf(later))
+}
+
 func TestAnExtensionRearmsAndGoingBackRearmsToo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
