@@ -57,6 +57,8 @@ func TestDead(t *testing.T) {
 			{Name: "gpu-dev", Kind: pod.App, Running: true, Restarts: 1, Last: &pod.Termination{Reason: "OOMKilled", ExitCode: 137}}}}},
 		"crash loop":              {pod: pod.Pod{Phase: pod.Running, Containers: []pod.Container{{Name: "gpu-dev", Kind: pod.App, Waiting: "CrashLoopBackOff"}}}},
 		"disrupted, in its grace": {pod: pod.Pod{Phase: pod.Running, Disruption: disruption, Containers: []pod.Container{mainRunning()}}},
+		"disrupted, running whatever else is said of it": {pod: pod.Pod{Phase: pod.Running, Disruption: disruption, Containers: []pod.Container{
+			{Name: "gpu-dev", Kind: pod.App, Running: true, Current: &pod.Termination{Reason: "Error", ExitCode: 1}, Waiting: "CrashLoopBackOff"}}}},
 		"disrupted, main container ended": {pod: pod.Pod{Phase: pod.Running, Disruption: disruption, Containers: []pod.Container{mainEnded("Error", 143)}},
 			dead: true, reason: "EvictionByEvictionAPI: Eviction API: evicting"},
 		"disrupted, main container waits": {pod: pod.Pod{Phase: pod.Running, Disruption: disruption, Containers: []pod.Container{{Name: "gpu-dev", Kind: pod.App, Waiting: "CrashLoopBackOff"}}},

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"gpudev.internal/reservation-expiry/internal/event"
 )
 
 func TestTheMostUrgentWarningIsRequestedAndTheOthersArePassedOver(t *testing.T) {
@@ -50,6 +52,9 @@ func TestAReservationThatHasItsWarningKeepsNoOtherFromIts(t *testing.T) {
 	w.insert(row{"expires_at": ahead(14 * time.Minute)})
 	w.sweep()
 	later := w.insert(row{"expires_at": ahead(29 * time.Minute)})[0]
+	planned := w.run(w.sweeper(), event.SweepRequest{DryRun: true}).Planned
+	require.Len(t, planned, 1)
+	require.NotContains(t, planned[0].Reason, "passed over", "it is the first")
 	require.Equal(t, 1, w.sweep().Counts["warningsRequested"])
 	require.Equal(t, []string{"30 due"}, w.warningsOf(later))
 }
