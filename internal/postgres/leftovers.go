@@ -77,9 +77,10 @@ const forCleanup = `not exists (select from expiry.snapshots aside
 		                   where aside.reservation_id = f.reservation_id and aside.intent_id::text = f.key
 		                     and aside.volume_aside_at is not null and aside.volume_deleted_at is null)`
 
-// lookedAt is when a sweep last looked at everything, now where none has. least() passes over null.
-const lookedAt = `least(@now::timestamptz,
-	           (select max(w.started_at) from expiry.sweeps w where w.outcome = 'completed' and not w.paused))`
+// lookedAt is when a sweep last looked at everything; where none has, when the first one began. least() passes over null.
+const lookedAt = `least(@now::timestamptz, coalesce(
+	           (select max(w.started_at) from expiry.sweeps w where w.outcome = 'completed' and not w.paused),
+	           (select min(w.started_at) from expiry.sweeps w)))`
 
 // leftovers selects ended reservations whose cleanup is not done and that nobody is asked to do: never begun since they
 // ended, within the window or while they hold a disk, or begun and not settled.

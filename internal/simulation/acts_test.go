@@ -20,7 +20,7 @@ func (p *people) act(w *world) {
 	r := p.all[w.rand.IntN(len(p.all))]
 	acts := []func(*world, *reservation){p.extend, p.extend, p.cancel, p.deletePod, p.die, p.oom, p.loseNode, p.again, p.again, p.again,
 		p.deleteDisk, p.restoreDisk, p.backUp, p.forge, p.forge, p.forget, p.days, p.pause, p.revive,
-		p.mislabel, p.misname}
+		p.mislabel, p.misname, p.orphan}
 	acts[w.rand.IntN(len(acts))](w, r)
 }
 
@@ -58,6 +58,15 @@ func (p *people) deletePod(w *world, r *reservation) {
 	if p.podOf(w, r) {
 		w.say(r.user, "deletes pod %s", r.pod.Name)
 		w.outside.Cluster.Delete(r.pod, 30*time.Second)
+	}
+}
+
+// orphan has an administrator take a pod out of the API whose node has lost its network: it goes on writing to its volume.
+func (p *people) orphan(w *world, r *reservation) {
+	if p.podOf(w, r) && r.pod.Runs() {
+		d := w.between(10*time.Second, 10*time.Minute)
+		w.say("admin", "forces pod %s, which runs on for %s", r.pod.Name, d)
+		w.outside.Cluster.Orphan(r.pod, d)
 	}
 }
 

@@ -38,7 +38,7 @@ func newCluster(w *world) cluster {
 func (c cluster) ClusterUID(ctx context.Context) (string, error) {
 	return ask(ctx, c.w, kubernetes, "cluster", func() (string, error) {
 		uid, err := c.Cluster.ClusterUID(ctx)
-		if c.w.people.elsewhere(c.w) {
+		if c.w.people.elsewhere(ctx, c.w) {
 			c.w.faults.count("kubernetes: another cluster")
 			uid = "another cluster"
 		}
@@ -57,16 +57,16 @@ func (c cluster) ListPods(ctx context.Context, namespace string) ([]pod.Pod, err
 		if c.w.sabotaged(podsGone) {
 			return nil, nil
 		}
-		return page(c.w, c.pods, namespace, pods), err
+		return page(ctx, c.w, c.pods, namespace, pods), err
 	})
 }
 
 // page is what a list shows: what is there now, what was when somebody last asked, or nothing.
-func page[T any](w *world, last map[string][]T, namespace string, now []T) []T {
+func page[T any](ctx context.Context, w *world, last map[string][]T, namespace string, now []T) []T {
 	before := last[namespace]
 	last[namespace] = now
 	switch {
-	case w.people.elsewhere(w):
+	case w.people.elsewhere(ctx, w):
 		return nil
 	case !w.oneIn(w.faults.perCall[kubernetes] / 2):
 		return now
@@ -80,7 +80,7 @@ func page[T any](w *world, last map[string][]T, namespace string, now []T) []T {
 
 func (c cluster) GetPod(ctx context.Context, namespace, name string) (pod.Pod, error) {
 	return ask(ctx, c.w, kubernetes, "get pod "+namespace+"/"+name, func() (pod.Pod, error) {
-		if c.w.people.elsewhere(c.w) || c.w.sabotaged(podsGone) {
+		if c.w.people.elsewhere(ctx, c.w) || c.w.sabotaged(podsGone) {
 			return pod.Pod{}, fault.Errorf(fault.Gone, "get pods %s/%s: not found", namespace, name)
 		}
 		return c.Cluster.GetPod(ctx, namespace, name)
@@ -106,6 +106,9 @@ func (c cluster) WriteFile(ctx context.Context, namespace, name, container strin
 
 func (c cluster) RunListing(ctx context.Context, namespace, name, container, dir string) (pod.Listing, error) {
 	return ask(ctx, c.w, kubernetes, "list the disk in "+name, func() (pod.Listing, error) {
+		if c.w.sabotaged(warnedLate) {
+			_ = c.Cluster.WriteFile(ctx, namespace, name, container, pod.File{Name: "WARN_LATE.txt"})
+		}
 		return c.Cluster.RunListing(ctx, namespace, name, container, dir)
 	})
 }
@@ -114,13 +117,13 @@ func (c cluster) RunListing(ctx context.Context, namespace, name, container, dir
 func (c cluster) ListServices(ctx context.Context, namespace string) ([]pod.Service, error) {
 	return ask(ctx, c.w, kubernetes, "list services "+namespace, func() ([]pod.Service, error) {
 		services, err := c.Cluster.ListServices(ctx, namespace)
-		return page(c.w, c.services, namespace, services), err
+		return page(ctx, c.w, c.services, namespace, services), err
 	})
 }
 
 func (c cluster) GetService(ctx context.Context, namespace, name string) (pod.Service, error) {
 	return ask(ctx, c.w, kubernetes, "get service "+name, func() (pod.Service, error) {
-		if c.w.people.elsewhere(c.w) {
+		if c.w.people.elsewhere(ctx, c.w) {
 			return pod.Service{}, fault.Errorf(fault.Gone, "get services %s/%s: not found", namespace, name)
 		}
 		return c.Cluster.GetService(ctx, namespace, name)
@@ -171,7 +174,7 @@ func (a amazon) read() *model.EC2 {
 
 func (a amazon) DescribeInstance(ctx context.Context, id string) (disk.Instance, error) {
 	return ask(ctx, a.w, ec2, "describe "+id, func() (disk.Instance, error) {
-		if a.w.people.otherAccount(a.w) {
+		if a.w.people.otherAccount(ctx, a.w) {
 			return disk.Instance{}, fault.Errorf(fault.Gone, "describe %s: it is not in this account", id)
 		}
 		return a.read().DescribeInstance(ctx, id)
@@ -180,17 +183,21 @@ func (a amazon) DescribeInstance(ctx context.Context, id string) (disk.Instance,
 
 func (a amazon) DescribeVolume(ctx context.Context, id string) (disk.Volume, error) {
 	return ask(ctx, a.w, ec2, "describe "+id, func() (disk.Volume, error) {
-		if a.w.people.otherAccount(a.w) || a.w.sabotaged(volumesGone) {
+		if a.w.people.otherAccount(ctx, a.w) || a.w.sabotaged(volumesGone) {
 			return disk.Volume{}, fault.Errorf(fault.Gone, "describe %s: it is not in this account", id)
 		}
-		return a.read().DescribeVolume(ctx, id)
+		v, err := a.read().DescribeVolume(ctx, id)
+		if a.w.sabotaged(volumesFree) {
+			v.State, v.Attachments = disk.VolumeAvailable, nil
+		}
+		return v, err
 	})
 }
 
 // FindVolumes may show nothing, or what was there a while ago, but not twice within seconds.
 func (a amazon) FindVolumes(ctx context.Context, tags map[string]string) ([]disk.Volume, error) {
 	return ask(ctx, a.w, ec2, "find volumes", func() ([]disk.Volume, error) {
-		if a.w.people.otherAccount(a.w) {
+		if a.w.people.otherAccount(ctx, a.w) {
 			return nil, nil
 		}
 		f := a.w.faults
@@ -224,33 +231,41 @@ func (a amazon) DeleteVolume(ctx context.Context, id string) error {
 
 // DescribeSnapshots may show nothing.
 func (a amazon) DescribeSnapshots(ctx context.Context) ([]disk.Snapshot, error) {
-	return ask(ctx, a.w, ec2, "list snapshots", func() ([]disk.Snapshot, error) { return a.page(a.read().DescribeSnapshots(ctx)) })
+	return ask(ctx, a.w, ec2, "list snapshots", func() ([]disk.Snapshot, error) { return a.page(ctx, a.read().DescribeSnapshots) })
 }
 
 // FindSnapshots may show nothing.
 func (a amazon) FindSnapshots(ctx context.Context, tags map[string]string) ([]disk.Snapshot, error) {
-	return ask(ctx, a.w, ec2, "find snapshots", func() ([]disk.Snapshot, error) { return a.page(a.read().FindSnapshots(ctx, tags)) })
+	return ask(ctx, a.w, ec2, "find snapshots", func() ([]disk.Snapshot, error) {
+		reached := a.read()
+		return a.page(ctx, func(ctx context.Context) ([]disk.Snapshot, error) { return reached.FindSnapshots(ctx, tags) })
+	})
 }
 
-func (a amazon) page(list []disk.Snapshot, err error) ([]disk.Snapshot, error) {
-	if a.w.people.otherAccount(a.w) {
+func (a amazon) page(ctx context.Context, list func(context.Context) ([]disk.Snapshot, error)) ([]disk.Snapshot, error) {
+	if a.w.people.otherAccount(ctx, a.w) {
 		return nil, nil
 	}
 	if a.w.oneIn(a.w.faults.perCall[ec2]) {
 		a.w.faults.count("ec2: empty page")
-		return nil, err
+		return nil, nil
 	}
-	return list, err
+	return list(ctx)
 }
 
 func (a amazon) DescribeSnapshot(ctx context.Context, id string) (disk.Snapshot, error) {
 	return ask(ctx, a.w, ec2, "describe "+id, func() (disk.Snapshot, error) {
-		if a.w.people.otherAccount(a.w) {
+		if a.w.people.otherAccount(ctx, a.w) {
 			return disk.Snapshot{}, fault.Errorf(fault.Gone, "describe %s: it is not in this account", id)
 		}
 		s, err := a.read().DescribeSnapshot(ctx, id)
 		if a.w.sabotaged(pendingCompleted) {
 			s.State = disk.SnapshotCompleted
+		}
+		for _, made := range a.Snapshots() {
+			if made.ID == id && err == nil && a.w.sabotaged(snapshotsForeign) {
+				s.Tags[disk.TagReservation] = made.Owner
+			}
 		}
 		return s, err
 	})
@@ -262,7 +277,11 @@ func (a amazon) CreateSnapshot(ctx context.Context, n disk.NewSnapshot) (disk.Sn
 			n.Disk.Name += " of another"
 		}
 		a.w.checks.captures(n)
-		return a.EC2.CreateSnapshot(ctx, n)
+		s, err := a.EC2.CreateSnapshot(ctx, n)
+		if err == nil && a.w.sabotaged(snapshotsForeign) {
+			return s, a.EC2.UntagSnapshots(ctx, []string{s.ID}, []string{disk.TagReservation})
+		}
+		return s, err
 	})
 }
 
@@ -285,7 +304,12 @@ type services struct {
 }
 
 func (s services) DeleteRecords(ctx context.Context, fqdn string) ([]string, error) {
-	return ask(ctx, s.w, network, "delete records "+fqdn, func() ([]string, error) { return s.Network.DeleteRecords(ctx, fqdn) })
+	return ask(ctx, s.w, network, "delete records "+fqdn, func() ([]string, error) {
+		if s.w.sabotaged(recordsStay) {
+			return nil, nil
+		}
+		return s.Network.DeleteRecords(ctx, fqdn)
+	})
 }
 
 func (s services) DeleteRule(ctx context.Context, arn string) error {
@@ -308,7 +332,7 @@ func (s services) Invoke(ctx context.Context, payload []byte) error {
 func (s services) Account(ctx context.Context) (disk.Account, error) {
 	return ask(ctx, s.w, network, "account", func() (disk.Account, error) {
 		account, err := s.Network.Account(ctx)
-		if s.w.people.otherAccount(s.w) {
+		if s.w.people.otherAccount(ctx, s.w) {
 			s.w.faults.count("aws: another account")
 			account.ID = "999999999999"
 		}

@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"strings"
@@ -55,14 +56,15 @@ func (p *people) byID(id string) *reservation {
 	return nil
 }
 
-// elsewhere reports whether the cluster's address leads to another cluster. At first use nobody can tell.
-func (p *people) elsewhere(w *world) bool {
-	return w.now().Before(p.awayTil) && len(column[string](w.data, "select uid from expiry.cluster")) > 0
+// elsewhere reports whether the cluster's address leads to another cluster, for a process as long as it lives. At first use
+// nobody can tell.
+func (p *people) elsewhere(ctx context.Context, w *world) bool {
+	return !p.awayTil.IsZero() && processOf(ctx).began.Before(p.awayTil) && len(column[string](w.data, "select uid from expiry.cluster")) > 0
 }
 
-// otherAccount reports whether the credentials are those of another AWS account. At first use nobody can tell.
-func (p *people) otherAccount(w *world) bool {
-	return w.now().Before(p.otherTo) && len(column[string](w.data, "select account_id from expiry.aws_account")) > 0
+// otherAccount reports whether a process' credentials are those of another AWS account. At first use nobody can tell.
+func (p *people) otherAccount(ctx context.Context, w *world) bool {
+	return !p.otherTo.IsZero() && processOf(ctx).began.Before(p.otherTo) && len(column[string](w.data, "select account_id from expiry.aws_account")) > 0
 }
 
 // settleIn makes what is there when a world begins, and the plans of its people.

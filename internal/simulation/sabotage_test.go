@@ -32,7 +32,30 @@ const (
 	disksMistaken    = "EC2's adapter takes a snapshot for another disk's"
 	pauseIgnored     = "a sweep takes a pause for none"
 	rehearsalReal    = "a dry run is a sweep like any other"
+
+	volumesFree      = "EC2's adapter takes every volume for free"
+	snapshotsForeign = "EC2's adapter says of a snapshot made without tags that this service made it"
+	lockedAgain      = "a disk that is released is locked again"
+	pendingForgotten = "more pending snapshots are taken off a disk than it has"
+	recordsStay      = "the adapter says that it has deleted the records that it has not"
+	warnedLate       = "a cleanup warns once more"
+	warnedTwice      = "a warning's fact is recorded twice"
+	numbersReused    = "every fact of a subject has the same number"
+	preparingFails   = "a sweep has whoever is preparing fail"
+	queuedCancelled  = "a sweep cancels whoever is queued"
+	activeFails      = "a sweep has whoever is active fail"
+	endedAgain       = "a sweep expires whom users have cancelled"
+	liveReleased     = "a sweep releases the disks of those who live"
 )
+
+// rude is what a sweep writes in a sabotaged world, whatever it decides.
+var rude = map[string]string{
+	preparingFails:  "update reservations set status = 'failed' where status = 'preparing'",
+	queuedCancelled: "update reservations set status = 'cancelled' where status in ('queued', 'pending')",
+	activeFails:     "update reservations set status = 'failed' where status = 'active'",
+	endedAgain:      "update reservations set status = 'expired' where status = 'cancelled'",
+	liveReleased:    "update disks set in_use = false where in_use",
+}
 
 // sabotages is what must make which checker fail, told by what it says where an invariant has several; most break
 // within the first few seeds from the one given on.
@@ -41,20 +64,33 @@ var sabotages = []struct {
 	from                 uint64
 }{
 	{neverEarly, earlyGrace, "expires at", 1},
-	{neverEarly, pauseIgnored, "while paused", 1},
+	{neverEarly, pauseIgnored, "while paused", 50},
 	{volumeProven, pendingCompleted, "", 1},
 	{diskSettled, volumesGone, "", 1},
 	{countedOnce, countedTwice, "", 1},
 	{countedOnce, disksMistaken, "is captured as", 1},
 	{newestKept, disksDeleted, "", 1},
-	{unknownNotGone, podsGone, "", 1},
+	{unknownNotGone, podsGone, "", 3},
 	{warnedInTime, warningsLost, "", 1},
 	{cleanedUp, cleanupsLost, "", 1},
 	{factsGapless, factsLost, "", 1},
-	{eventsAreHints, eventsBelieved, "was not asked for", 20},
-	{eventsAreHints, rehearsalReal, "a dry run", 1},
+	{eventsAreHints, eventsBelieved, "was not asked for", 24},
+	{eventsAreHints, rehearsalReal, "a dry run", 25},
 	{brokenAlone, brokenStops, "", 11},
-	{newIsSafe, domainsByName, "", 71},
+	{newIsSafe, domainsByName, "", 91},
+	{neverEarly, preparingFails, "fails after", 5},
+	{neverEarly, queuedCancelled, "is cancelled after", 2},
+	{neverEarly, endedAgain, "and is made", 3},
+	{volumeProven, volumesFree, "the last write was at", 9},
+	{volumeProven, snapshotsForeign, "was not made by us", 1},
+	{diskSettled, lockedAgain, "stays locked", 3},
+	{countedOnce, pendingForgotten, "has -1 pending", 1},
+	{unknownNotGone, activeFails, "its pod never died", 1},
+	{warnedInTime, warnedLate, "which has ended", 2},
+	{warnedInTime, warnedTwice, "is recorded twice", 1},
+	{cleanedUp, recordsStay, "record ", 1},
+	{factsGapless, numbersReused, "two facts", 1},
+	{newIsSafe, liveReleased, "is released, and its holder", 1},
 }
 
 // TestEveryInvariantCanBeSeenToBreak runs sabotaged worlds until each checker has failed.
@@ -94,6 +130,11 @@ func (s store) BeginSweep(ctx context.Context, id uuid.UUID, trigger, holder str
 	if s.w.sabotaged(pauseIgnored) {
 		seen.Pause = nil
 	}
+	if sql := rude[s.w.sabotage]; sql != "" {
+		s.w.data.tell()
+		s.w.data.changed(writing{rows: true})
+		s.w.data.run(s.w.data.users, "reset sim.who; "+sql+"; set sim.who = 'user'")
+	}
 	return lease, seen, begun, err
 }
 
@@ -102,7 +143,18 @@ func (s store) CompleteSnapshot(ctx context.Context, r postgres.SnapshotRecord, 
 	if counted && s.w.sabotaged(countedTwice) {
 		s.w.data.platform(statement{"update disks set snapshot_count = snapshot_count + 1 where user_id = $1 and disk_name = $2", []any{r.User, r.DiskName}})
 	}
+	if counted && s.w.sabotaged(pendingForgotten) {
+		s.w.data.platform(statement{"update disks set pending_snapshot_count = pending_snapshot_count - 1 where user_id = $1 and disk_name = $2", []any{r.User, r.DiskName}})
+	}
 	return counted, err
+}
+
+func (s store) ReleaseDisk(ctx context.Context, r postgres.SnapshotRecord, fate postgres.VolumeFate, last func(context.Context) error) (postgres.DiskVerdict, error) {
+	verdict, err := s.DB.ReleaseDisk(ctx, r, fate, last)
+	if s.w.sabotaged(lockedAgain) {
+		s.w.data.platform(statement{"update disks set in_use = true, reservation_id = $3 where user_id = $1 and disk_name = $2", []any{r.User, r.DiskName, r.ReservationID}})
+	}
+	return verdict, err
 }
 
 var longAgo = disk.Row{Deleted: true, DeleteDate: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)}

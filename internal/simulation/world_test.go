@@ -155,6 +155,7 @@ func (w *world) tick() {
 func (w *world) calm() {
 	w.quiet = true
 	w.people.awayTil, w.people.otherTo, w.people.paused = time.Time{}, time.Time{}, outage{}
+	w.outside.Cluster.ReapOrphans()
 	w.outside.EC2.Unstick()
 	w.outside.EC2.Sound = true
 	_, _ = w.data.db.Resume(context.Background())

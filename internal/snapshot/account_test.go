@@ -74,8 +74,7 @@ func TestWhatAnotherAccountOrRegionSaysToBeGoneIsNotGone(t *testing.T) {
 func TestWhileNobodyCanTellWhoseAccountAnswersNothingIsGone(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.detach(t)
-	require.NoError(t, w.EC2.DeleteVolume(t.Context(), w.volume))
+	w.vanish(t)
 	w.account.Fail(stacktest.Fault{Action: "sts:.*", Code: "ServiceUnavailable"})
 	report := w.deliver(t, postgres.Cleanup)
 	require.Equal(t, followup.StateFailed, report.State)

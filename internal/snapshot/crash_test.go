@@ -39,8 +39,7 @@ var scenarios = map[string]struct {
 	},
 	"lost": {
 		arrange: func(t *testing.T, w *world) {
-			w.detach(t)
-			require.NoError(t, w.EC2.DeleteVolume(t.Context(), w.volume))
+			w.vanish(t)
 		},
 		want: func(*world) row { return row{} }, outcome: postgres.OutcomeLost, facts: "disk.released reservation.cleanedUp",
 	},

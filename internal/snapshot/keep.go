@@ -70,6 +70,8 @@ func (k *Keeper) attempt(ctx context.Context, c postgres.CleanupRecord) (followu
 		return followup.Result{}, err
 	case f.verdict != postgres.DiskOurs:
 		return k.stop(ctx, c, f.verdict, nil)
+	case f.gone && c.Now.Sub(c.PodGoneAt) < visibleWithin: // by then all of EC2 has heard of whatever the pod had
+		return k.wait(ctx, c, growing(c.Now.Sub(c.PodGoneAt)), fmt.Sprintf("EC2 does not know volume %s, which may be new", c.VolumeID))
 	case f.gone:
 		return k.lost(ctx, c)
 	case f.free:

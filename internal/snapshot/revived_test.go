@@ -351,9 +351,7 @@ func TestAVolumeSetAsideIsNotDeletedBeforeTheCleanupOfWhoeverHadItSince(t *testi
 func TestWhatBothRowsNameIsTheDiskOnceTheVolumeWithTheHomeIsGone(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.detach(t)
-	_, err := w.cloud.DeleteVolume(t.Context(), &ec2.DeleteVolumeInput{VolumeId: &w.volume})
-	require.NoError(t, err)
+	w.vanish(t)
 	second := w.createVolume(t)
 	w.exec(t, "update disks set ebs_volume_id = $1", second)
 	w.exec(t, "update reservations set ebs_volume_id = $2 where reservation_id = $1", w.id, second)

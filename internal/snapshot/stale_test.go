@@ -54,6 +54,20 @@ func TestASnapshotThatEC2DoesNotKnowIsGoneOnlyOnceItIsTenMinutesOld(t *testing.T
 	}
 }
 
+func TestAVolumeThatEC2DoesNotKnowIsLostOnlyOnceItsPodIsGoneForTenMinutes(t *testing.T) {
+	t.Parallel()
+	for gone, lost := range map[time.Duration]bool{0: false, 10*time.Minute - 1: false, 10 * time.Minute: true} {
+		s := newScript()
+		none(s)
+		delete(s.volumes, scripted)
+		s.cleanup.PodGoneAt = s.now.Add(-gone)
+		got, err := s.keep(t)
+		require.NoError(t, err)
+		require.Equal(t, lost, s.count("SettleLost") == 1, "%s: %v", gone, s.calls)
+		require.Equal(t, lost, got.LookAgain == 0)
+	}
+}
+
 // second has EC2 know the snapshot at first.
 func second(s *script) {
 	s.errs["DescribeSnapshot 2"] = s.errs["DescribeSnapshot"]

@@ -219,6 +219,15 @@ func (w *world) detach(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// vanish has somebody delete the volume, so long ago that it is gone if EC2 says so.
+func (w *world) vanish(t *testing.T) {
+	t.Helper()
+	w.detach(t)
+	_, err := w.cloud.DeleteVolume(t.Context(), &ec2.DeleteVolumeInput{VolumeId: &w.volume})
+	require.NoError(t, err)
+	w.age(t, 10*time.Minute)
+}
+
 // claim makes claim and volume object through which the pod had the disk.
 func (w *world) claim(t *testing.T) (claimUID, pvUID string) {
 	t.Helper()

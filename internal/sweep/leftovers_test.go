@@ -58,6 +58,8 @@ func TestWhoEndedWhileNoSweepLookedGetsTheirCleanup(t *testing.T) {
 		"a sweep has looked since":     {"('completed', now() - interval '1 hour', false)", false},
 		"none has looked for days":     {"('completed', now() - interval '5 days', false)", true},
 		"only while paused":            {"('completed', now() - interval '5 days', false), ('completed', now() - interval '1 hour', true)", true},
+		"none ever has, in all days":   {"('partial', now() - interval '5 days', false), ('completed', now() - interval '1 hour', true)", true},
+		"none had begun by then":       {"('partial', now() - interval '3 days', false)", false},
 		"only such as failed in parts": {"('completed', now() - interval '5 days', false), ('partial', now() - interval '1 hour', false)", true},
 	} {
 		t.Run(name, func(t *testing.T) {

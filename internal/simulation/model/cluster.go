@@ -23,6 +23,7 @@ type Cluster struct {
 	claims   map[string]*pod.Claim
 	volumes  map[string]*pod.PersistentVolume
 	nodes    map[string]*Node
+	orphans  []*Pod // whose processes may run on
 	// Gone is when the last pod of a name, namespace/name, was taken out of the API.
 	Gone map[string]time.Time
 }
@@ -194,6 +195,28 @@ func (c *Cluster) remove(p *Pod) {
 	delete(c.pods, key)
 	c.Gone[key] = c.w.now
 	c.w.EC2.letGo(p)
+}
+
+// Orphan takes a pod out of the API whose node is not to be reached, as somebody does by force: its processes run on for a
+// while, and only they know.
+func (c *Cluster) Orphan(p *Pod, d time.Duration) {
+	c.remove(p)
+	c.orphans = append(c.orphans, p)
+	c.w.After(d, func() { c.reap(p) })
+}
+
+// ReapOrphans ends what runs on without its pod.
+func (c *Cluster) ReapOrphans() {
+	for _, p := range c.orphans {
+		c.reap(p)
+	}
+}
+
+func (c *Cluster) reap(p *Pod) {
+	if p.Runs() {
+		c.Kill(p, "", pod.Running)
+		c.w.EC2.letGo(p)
+	}
 }
 
 func (c *Cluster) lines(p *Pod, replaces string) {
