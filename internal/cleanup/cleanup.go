@@ -130,6 +130,7 @@ type Options struct {
 	Domain   string        // DOMAIN_NAME, under which the records are
 	Patience time.Duration // how long one delivery waits for the world; 0: 1 minute
 	Interval time.Duration // between two looks; 0: half a second, in which a kubelet unmounts no volume
+	Lag      time.Duration // of EC2's API behind what has happened; 0: disk.Lag
 	Now      func() time.Time
 	Sleep    func(ctx context.Context, d time.Duration) error // nil: a timer
 	Tracks   func(tracks []func())                            // runs all tracks; nil: side by side
@@ -148,6 +149,7 @@ type Action struct {
 func New(w World, o Options) *Action {
 	o.Patience = cmp.Or(o.Patience, time.Minute)
 	o.Interval = cmp.Or(o.Interval, time.Second/2)
+	o.Lag = cmp.Or(o.Lag, disk.Lag)
 	o.Log = cmp.Or(o.Log, slog.Default())
 	if o.Now == nil {
 		o.Now = time.Now

@@ -46,7 +46,7 @@ func (a *Action) identify(ctx context.Context, d *delivery) (result, error) {
 	if p != nil || c.Launched || c.Status == reservation.Failed { // what waited in the queue has written to none
 		n.disk = held
 	}
-	v, err := a.which(ctx, disk.Key{User: c.UserID, Name: id.DiskName}, n)
+	v, err := a.which(ctx, c, disk.Key{User: c.UserID, Name: id.DiskName}, n)
 	if err != nil {
 		return result{}, err
 	}

@@ -170,7 +170,7 @@ func (r *reality) buildRunner(patience time.Duration) {
 	action := cleanup.New(cleanup.World{
 		Store: r.db, Cluster: cluster, EC2: aws.NewEC2(r.aws.Config), Identity: aws.NewSTS(r.aws.Config), Router: aws.NewLoadBalancer(r.aws.Config),
 		DNS: aws.NewRoute53(r.aws.Config, r.zoneID, zone), Bucket: aws.NewS3(r.aws.Config, r.bucket()), Disk: keeper{r.db, r.sql},
-	}, cleanup.Options{Domain: zone, Patience: patience, Interval: 20 * time.Millisecond, Log: quiet})
+	}, cleanup.Options{Domain: zone, Lag: 1, Patience: patience, Interval: 20 * time.Millisecond, Log: quiet})
 	r.runner = followup.NewRunner(r.db, map[postgres.FollowUpKind]followup.Action{postgres.Cleanup: action}, followup.Options{Log: quiet})
 }
 

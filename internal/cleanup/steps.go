@@ -157,7 +157,11 @@ func (a *Action) run(ctx context.Context, d *delivery, s step) (result, error) {
 		}
 		d.checked = true
 	}
-	return s.run(ctx, d)
+	r, err := s.run(ctx, d)
+	if u, ok := errors.AsType[*unheardError](err); ok {
+		return waiting(u.again, u.Error())
+	}
+	return r, err
 }
 
 // interrupted reports whether the delivery was called off, which is nobody's failure.

@@ -31,7 +31,7 @@ func (a *Action) seekVolume(ctx context.Context, d *delivery) (none string, over
 	var found []disk.Volume
 	if c.Launched && c.DiskName != "" && c.UserID != "" {
 		none = "EC2 has no volume with its tags"
-		if found, err = a.tagged(ctx, disk.Key{User: c.UserID, Name: c.DiskName}); err != nil {
+		if found, err = a.tagged(ctx, c, disk.Key{User: c.UserID, Name: c.DiskName}); err != nil {
 			return "", "", err
 		}
 	}

@@ -52,7 +52,7 @@ type answer struct {
 }
 
 // which decides which volume is the disk. Where nothing names one that is left, EC2 is asked for it once the pod is gone.
-func (a *Action) which(ctx context.Context, k disk.Key, all named) (answer, error) {
+func (a *Action) which(ctx context.Context, c postgres.CleanupRecord, k disk.Key, all named) (answer, error) {
 	ids := all.ids()
 	if len(ids) == 0 {
 		return answer{}, nil
@@ -67,7 +67,7 @@ func (a *Action) which(ctx context.Context, k disk.Key, all named) (answer, erro
 	if one := cmp.Or(all.row, all.disk); one != "" && all.former == "" && len(aside) == 0 && (len(ids) == 1 || slices.Contains(all.pod, all.row)) {
 		return answer{id: one, from: all.by()}, nil // the keeper says what has become of it
 	}
-	known, err := a.known(ctx, ids)
+	known, err := a.known(ctx, c, ids, aside)
 	if err != nil {
 		return answer{}, err
 	}
@@ -88,7 +88,7 @@ func (a *Action) which(ctx context.Context, k disk.Key, all named) (answer, erro
 		v.id = n.former
 	}
 	if v.id == "" {
-		if v.id, v.undecided, err = a.byTags(ctx, k, v.undecided, known); err != nil {
+		if v.id, v.undecided, err = a.byTags(ctx, c, k, v.undecided, known); err != nil {
 			return answer{}, err
 		}
 		v.from = "its tags, or as the only one"
@@ -133,19 +133,22 @@ func (a *Action) newer(ctx context.Context, c postgres.CleanupRecord, k disk.Key
 	if k.User == "" || k.Name == "" {
 		return v, nil
 	}
-	had, err := a.tagged(ctx, k)
+	had, err := a.tagged(ctx, c, k)
 	if err != nil {
 		return answer{}, err
 	}
-	named, err := a.known(ctx, []string{v.id})
+	named, err := a.known(ctx, c, []string{v.id}, nil)
 	if err != nil {
 		return answer{}, err
 	}
 	had = slices.DeleteFunc(had, func(t disk.Volume) bool { return t.ID == v.id || !hadVolume(c, t) })
+	its := hadVolume(c, named[v.id])
 	switch {
-	case len(had) == 0:
+	case len(had) == 0 && its:
 		return v, nil
-	case len(had) == 1 && !hadVolume(c, named[v.id]):
+	case len(had) == 0:
+		return v, a.heard(c, "lists no volume that was the reservation's")
+	case len(had) == 1 && !its:
 		return answer{id: had[0].ID, from: "its tags", misnamed: c.VolumeID}, nil
 	}
 	return answer{undecided: slices.Sorted(slices.Values(append(idsOf(had), v.id))), misnamed: c.VolumeID}, nil
@@ -163,12 +166,35 @@ func (n named) last(aside []string) string {
 	return last
 }
 
-// known returns those of the volumes that EC2 has, and does not delete.
-func (a *Action) known(ctx context.Context, ids []string) (map[string]disk.Volume, error) {
+// unheardError says that EC2 denies something of which it may not have heard: the step waits.
+type unheardError struct {
+	denies string
+	again  time.Duration // when to look again
+}
+
+func (u *unheardError) Error() string {
+	return "EC2 " + u.denies + ", and may not have heard of it yet"
+}
+
+// heard is an unheardError while EC2 may not have heard of all that the reservation had: what it denies is not believed.
+func (a *Action) heard(c postgres.CleanupRecord, denies string) error {
+	since := c.Now.Sub(c.RequestedAt)
+	if left := a.opts.Lag - since; left > 0 {
+		return &unheardError{denies, min(left, max(10*time.Second, since/2))}
+	}
+	return nil
+}
+
+// known returns those of the volumes that EC2 has, and does not delete. Those that it denies are not among them if they
+// are over by our books, or once it must have heard of them.
+func (a *Action) known(ctx context.Context, c postgres.CleanupRecord, ids, over []string) (map[string]disk.Volume, error) {
 	known := map[string]disk.Volume{}
 	for _, id := range ids {
 		v, err := a.EC2.DescribeVolume(ctx, id)
 		gone, err := a.home.Gone(ctx, err)
+		if err == nil && gone && !slices.Contains(over, id) {
+			err = a.heard(c, "does not know volume "+id)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -192,7 +218,7 @@ func misnamed(k disk.Key, named, onHome disk.Volume) bool {
 
 // byTags returns the one of several volumes that is the disk by its tags, or as the only one where none has those; else
 // undecided are the volumes that may be it, as far as EC2 knows them.
-func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string, known map[string]disk.Volume) (id string, undecided []string, err error) {
+func (a *Action) byTags(ctx context.Context, c postgres.CleanupRecord, k disk.Key, ids []string, known map[string]disk.Volume) (id string, undecided []string, err error) {
 	var volumes []disk.Volume
 	for _, id := range slices.Compact(slices.Sorted(slices.Values(ids))) {
 		if v, ok := known[id]; ok {
@@ -203,7 +229,7 @@ func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string, known map
 	if id != "" || len(volumes) != 1 || len(undecided) != 1 || k.User == "" || k.Name == "" {
 		return id, undecided, nil
 	}
-	tagged, err := a.tagged(ctx, k)
+	tagged, err := a.tagged(ctx, c, k)
 	if err != nil {
 		return "", nil, err
 	}
@@ -213,11 +239,12 @@ func (a *Action) byTags(ctx context.Context, k disk.Key, ids []string, known map
 	return "", append(undecided, idsOf(tagged)...), nil
 }
 
-// lagging is how long EC2 is given where it lists nothing: its lists lag, and an empty one is not believed by itself.
+// lagging lies between two lists: an empty one is not believed by itself.
 const lagging = 5 * time.Second
 
-// tagged returns the volumes with the disk's tags, but for those that are no disk's any more.
-func (a *Action) tagged(ctx context.Context, k disk.Key) ([]disk.Volume, error) {
+// tagged returns the volumes with the disk's tags, but for those that are no disk's any more. That there are none is an
+// error while EC2 may not have heard of one.
+func (a *Action) tagged(ctx context.Context, c postgres.CleanupRecord, k disk.Key) ([]disk.Volume, error) {
 	found, err := a.EC2.FindVolumes(ctx, k.Tags())
 	if err == nil && len(found) == 0 {
 		if err = a.opts.Sleep(ctx, lagging); err == nil {
@@ -226,6 +253,9 @@ func (a *Action) tagged(ctx context.Context, k disk.Key) ([]disk.Volume, error) 
 	}
 	if err == nil {
 		_, err = a.home.Account(ctx) // another's would have none
+	}
+	if err == nil && len(found) == 0 {
+		err = a.heard(c, "lists no volume with the disk's tags")
 	}
 	if err != nil {
 		return nil, err

@@ -16,6 +16,9 @@ import (
 	"gpudev.internal/reservation-expiry/internal/postgres"
 )
 
+// heardOf is the cleanup of which EC2 has heard all that there is.
+var heardOf = postgres.CleanupRecord{Now: time.Time{}.Add(disk.Lag)}
+
 func TestAVolumeThatIsGoneOrSetAsideIsNoAnswerWhileAnotherIsLeft(t *testing.T) {
 	t.Parallel()
 	known := map[string]disk.Volume{"there": {}, "other": {}, "aside": {}}
@@ -217,7 +220,7 @@ func TestWhichVolumeIsTheDisk(t *testing.T) {
 			if c.key != nil {
 				k = *c.key
 			}
-			is, err := s.action().which(t.Context(), k, c.of)
+			is, err := s.action().which(t.Context(), heardOf, k, c.of)
 			require.NoError(t, err)
 			if is.id != "" {
 				is.undecided = nil
@@ -229,11 +232,55 @@ func TestWhichVolumeIsTheDisk(t *testing.T) {
 	}
 }
 
+func TestWhatEC2DeniesIsBelievedOnlySixMinutesAfterTheCleanupWasAskedFor(t *testing.T) {
+	t.Parallel()
+	key := disk.Key{User: "alice", Name: "default"}
+	old := disk.Volume{ID: "old", Tags: key.Tags()}
+	for name, c := range map[string]struct {
+		there []disk.Volume
+		ask   func(*Action, postgres.CleanupRecord) (answer, error)
+		is    answer // once it is believed
+	}{
+		"the volume that the row of a second life names": {[]disk.Volume{old}, func(a *Action, c postgres.CleanupRecord) (answer, error) {
+			return a.which(t.Context(), c, key, named{row: "new", former: "old"})
+		}, answer{id: "old", from: "its former life", misnamed: "new"}},
+		"one of a pod's two": {[]disk.Volume{old}, func(a *Action, c postgres.CleanupRecord) (answer, error) {
+			return a.which(t.Context(), c, key, named{pod: []string{"old", "new"}})
+		}, answer{id: "old", from: "its tags, or as the only one"}},
+		"any that has the tags": {[]disk.Volume{{ID: "old"}}, func(a *Action, c postgres.CleanupRecord) (answer, error) {
+			return a.which(t.Context(), c, key, named{pod: []string{"old"}})
+		}, answer{id: "old", from: "its tags, or as the only one"}},
+		"any that was made for it": {[]disk.Volume{old}, func(a *Action, c postgres.CleanupRecord) (answer, error) {
+			return a.newer(t.Context(), c, key, answer{id: "old", from: theDisk})
+		}, answer{id: "old", from: theDisk}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := somewhere{volumes: c.there}.action()
+			young := heardOf
+			young.RequestedAt = young.RequestedAt.Add(1)
+			_, err := c.ask(a, young)
+			require.ErrorContains(t, err, "may not have heard of it")
+			unheard := &unheardError{}
+			require.ErrorAs(t, err, &unheard)
+			require.Equal(t, time.Duration(1), unheard.again, "no later than it is believed")
+			is, err := c.ask(a, heardOf)
+			require.NoError(t, err)
+			require.Equal(t, c.is, is)
+		})
+	}
+	young := heardOf
+	young.RequestedAt = young.RequestedAt.Add(1)
+	is, err := somewhere{aside: []string{"over"}, volumes: []disk.Volume{old}}.action().which(t.Context(), young, key, named{row: "over", disk: "old"})
+	require.NoError(t, err, "what is over by our own books is")
+	require.Equal(t, "old", is.id)
+}
+
 func TestWhereOurBooksOrEC2DoNotAnswerNoVolumeIsTheDisk(t *testing.T) {
 	t.Parallel()
 	for _, broken := range []string{"the books", "EC2", "the tags"} {
 		s := somewhere{broken: broken, volumes: []disk.Volume{{ID: "a"}}}
-		_, err := s.action().which(t.Context(), disk.Key{User: "alice", Name: "default"}, named{pod: []string{"a"}})
+		_, err := s.action().which(t.Context(), heardOf, disk.Key{User: "alice", Name: "default"}, named{pod: []string{"a"}})
 		require.ErrorContains(t, err, broken+" is away")
 	}
 }
@@ -276,7 +323,7 @@ func TestAnEmptyListIsAskedForOnceMoreAfterFiveSecondsAndNoOther(t *testing.T) {
 				pauses++
 				return nil
 			}})
-			found, err := a.tagged(t.Context(), disk.Key{User: "alice", Name: "default"})
+			found, err := a.tagged(t.Context(), heardOf, disk.Key{User: "alice", Name: "default"})
 			require.Equal(t, c.fails, err != nil, err)
 			require.Equal(t, c.found, found)
 			require.Equal(t, c.pauses, pauses)
@@ -307,7 +354,8 @@ func TestOfAVolumeThatTheDisksRowAloneNamesTheOneMadeForTheReservationIsTheDisk(
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := postgres.CleanupRecord{Started: ended.Add(-5 * time.Hour), Ended: ended}
+			r := heardOf
+			r.Started, r.Ended = ended.Add(-5*time.Hour), ended
 			is, err := somewhere{volumes: c.there}.action().newer(t.Context(), r, c.key, answer{id: "a", from: theDisk})
 			require.NoError(t, err)
 			require.Equal(t, c.is, is)

@@ -100,7 +100,7 @@ func (w *world) build(change func(*cleanup.World)) {
 	parts := cleanup.World{Store: w.db, Cluster: w.outside, EC2: w.outside, Identity: w.outside, Router: w.outside, Disk: w.outside, DNS: w.outside, Bucket: w.outside}
 	change(&parts)
 	quiet := slog.New(slog.DiscardHandler)
-	w.action = cleanup.New(parts, cleanup.Options{Domain: "dev.example.com", Now: w.clock.now, Sleep: w.clock.sleep, Log: cmp.Or(w.log, quiet), Trace: w.trace})
+	w.action = cleanup.New(parts, cleanup.Options{Domain: "dev.example.com", Lag: 1, Now: w.clock.now, Sleep: w.clock.sleep, Log: cmp.Or(w.log, quiet), Trace: w.trace})
 	w.runner = followup.NewRunner(w.db, map[postgres.FollowUpKind]followup.Action{postgres.Cleanup: w.action}, followup.Options{Log: quiet})
 }
 

@@ -56,6 +56,7 @@ type CleanupRecord struct {
 	Deadline      time.Time
 	Ended         time.Time // by the row, else no later than when the cleanup was asked for
 	Launched      bool
+	LaunchedAt    time.Time
 	NamedPod      string // columns pod_name and namespace of the row
 	RowNamespace  string
 	FormerVolume  string // of an earlier life, not kept when the cleanup began anew, or the last one named, no disk's any more
@@ -83,7 +84,7 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 	c, found, err := first(query(ctx, db, scanCleanup, `
 		select c.reservation_id, c.reason, coalesce(c.user_id, r.user_id, ''), coalesce(r.gpu_type, c.gpu_type, ''),
 		       coalesce(r.status, case when r.reservation_id is null then c.status end, ''),
-		       r.reservation_id is null, `+endedAgain+`, coalesce(r.launched_at, c.launched_at) is not null,
+		       r.reservation_id is null, `+endedAgain+`, coalesce(r.launched_at, c.launched_at),
 		       coalesce(c.pod_name, r.pod_name, ''), coalesce(case when r.reservation_id is null then c.namespace else r.namespace end, ''),
 		       coalesce(c.former_volume_id, ''), c.volume_id is null,
 		       case when r.reservation_id is null then c.created_at else r.created_at end, coalesce(r.expires_at, c.expires_at),
@@ -106,11 +107,11 @@ func (db *DB) LoadCleanup(ctx context.Context, reservationID string) (CleanupRec
 
 func scanCleanup(row pgx.CollectableRow) (CleanupRecord, error) {
 	var c CleanupRecord
-	var started, deadline, ended reservation.Instant
+	var started, launched, deadline, ended reservation.Instant
 	var podGone, detach, forced, writerGone, released, settled *time.Time
 	err := row.Scan(
 		&c.ReservationID, &c.Reason, &c.UserID, &c.GPUType,
-		&c.Status, &c.Vanished, &c.EndedAgain, &c.Launched,
+		&c.Status, &c.Vanished, &c.EndedAgain, &launched,
 		&c.NamedPod, &c.RowNamespace, &c.FormerVolume, &c.VolumeUnsaid,
 		&started, &deadline, &ended,
 		&c.Namespace, &c.PodName, &c.PodUID, &c.NodeName,
@@ -118,6 +119,8 @@ func scanCleanup(row pgx.CollectableRow) (CleanupRecord, error) {
 		&c.VolumeID, &c.DiskName, &c.DiskSize, &c.ContentURL,
 		&c.RequestedAt, &podGone, &c.ContainersTerminated, &detach, &forced, &writerGone, &released, &settled, &c.Outcome, &c.Now)
 	c.Started, _ = started.Time()
+	c.Launched = !launched.IsNull()
+	c.LaunchedAt, _ = launched.Time()
 	c.Deadline, _ = deadline.Time()
 	c.Ended, _ = ended.Time()
 	c.PodGoneAt, c.DetachRequestedAt, c.DetachForcedAt = orZero(podGone), orZero(detach), orZero(forced)

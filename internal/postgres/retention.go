@@ -45,18 +45,6 @@ func (db *DB) PurgesDue(ctx context.Context) (map[string]bool, error) {
 	return due, nil
 }
 
-// PurgesAmong returns which of these snapshots were purged, or are to be: whatever EC2 lists, they may be gone.
-func (db *DB) PurgesAmong(ctx context.Context, snapshotIDs []string) ([]string, error) {
-	ids, err := query(ctx, db, pgx.RowTo[string], `
-		select key from expiry.follow_ups where kind = 'snapshot.purge' and state = 'due' and key = any($1::text[])
-		union
-		select snapshot_id from expiry.snapshots where state = 'purged' and snapshot_id = any($1::text[])`, orNone(snapshotIDs))
-	if err != nil {
-		return nil, fmt.Errorf("look which of %d snapshots are purged: %w", len(snapshotIDs), err)
-	}
-	return ids, nil
-}
-
 // RequestPurges asks for the purge of snapshots and returns the ids of those for which nobody was asked before. Whether
 // each may really go is judged anew by its purge.
 func (db *DB) RequestPurges(ctx context.Context, lease SweepLease, purges []disk.Purge) ([]string, error) {

@@ -44,9 +44,9 @@ func purged(ctx context.Context, tx pgx.Tx, s SnapshotRecord, why string) (bool,
 }
 
 // PurgeSnapshot calls remove under the lock of a snapshot's disk, with the snapshot and the disk as their rows say now (the
-// disk nil where there is none), and records the deletion where remove reports one. A snapshot that has not settled is
-// left alone and false returned.
-func (db *DB) PurgeSnapshot(ctx context.Context, s SnapshotRecord, remove func(context.Context, SnapshotRecord, *disk.Row) (bool, error)) (bool, error) {
+// disk nil where there is none) and those of the disk's snapshots that were purged or are to be, whatever EC2 lists, and
+// records the deletion where remove reports one. A snapshot that has not settled is left alone and false returned.
+func (db *DB) PurgeSnapshot(ctx context.Context, s SnapshotRecord, remove func(context.Context, SnapshotRecord, *disk.Row, []string) (bool, error)) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, diskBudget)
 	defer cancel()
 	var removed bool
@@ -64,8 +64,19 @@ func (db *DB) PurgeSnapshot(ctx context.Context, s SnapshotRecord, remove func(c
 		if err != nil || current.State != SnapshotCompleted && current.State != SnapshotError {
 			return err
 		}
+		rows, err = tx.Query(ctx, `
+			select key from expiry.follow_ups where kind = 'snapshot.purge' and state = 'due'
+			union
+			select snapshot_id from expiry.snapshots where state = 'purged' and user_id = $1 and disk_name = $2 and snapshot_id is not null`, s.User, s.DiskName)
+		if err != nil {
+			return err
+		}
+		going, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
 		err = acting(ctx, func(ctx context.Context) error {
-			removed, err = remove(ctx, current, row)
+			removed, err = remove(ctx, current, row, going)
 			return err
 		})
 		if err != nil || !removed {

@@ -22,7 +22,7 @@ type faults struct {
 	race    int
 	outages map[string]outage
 	denial  denial
-	lagged  time.Time                                      // when a list of volumes last showed nothing, or what was before
+	empty   time.Time                                      // when a list of volumes last showed nothing
 	behind  *model.EC2                                     // a part of EC2's API that lags behind; nil: none does
 	heard   time.Time                                      // when it was as EC2 is
 	decide  func(p *process, service, what string) outcome // instead of chance; else nil

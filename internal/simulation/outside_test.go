@@ -194,26 +194,19 @@ func (a amazon) DescribeVolume(ctx context.Context, id string) (disk.Volume, err
 	})
 }
 
-// FindVolumes may show nothing, or what was there a while ago, but not twice within seconds.
+// FindVolumes may show nothing, but not twice within seconds.
 func (a amazon) FindVolumes(ctx context.Context, tags map[string]string) ([]disk.Volume, error) {
 	return ask(ctx, a.w, ec2, "find volumes", func() ([]disk.Volume, error) {
 		if a.w.people.otherAccount(ctx, a.w) {
 			return nil, nil
 		}
 		f := a.w.faults
-		if a.w.now().Sub(f.lagged) <= time.Minute {
-			return a.EC2.FindVolumes(ctx, tags)
-		}
-		reached := a.read()
-		empty := a.w.oneIn(f.perCall[ec2] / 4)
-		if empty || reached != a.EC2 {
-			f.lagged = a.w.now()
-		}
-		if empty {
+		if a.w.now().Sub(f.empty) > time.Minute && a.w.oneIn(f.perCall[ec2]/4) {
+			f.empty = a.w.now()
 			f.count("ec2: empty page")
 			return nil, nil
 		}
-		return reached.FindVolumes(ctx, tags)
+		return a.read().FindVolumes(ctx, tags)
 	})
 }
 

@@ -169,12 +169,12 @@ func (s store) DiskRows(ctx context.Context) (map[disk.Key]disk.Row, error) {
 	return rows, err
 }
 
-func (s store) PurgeSnapshot(ctx context.Context, r postgres.SnapshotRecord, remove func(context.Context, postgres.SnapshotRecord, *disk.Row) (bool, error)) (bool, error) {
-	return s.DB.PurgeSnapshot(ctx, r, func(ctx context.Context, r postgres.SnapshotRecord, row *disk.Row) (bool, error) {
+func (s store) PurgeSnapshot(ctx context.Context, r postgres.SnapshotRecord, remove func(context.Context, postgres.SnapshotRecord, *disk.Row, []string) (bool, error)) (bool, error) {
+	return s.DB.PurgeSnapshot(ctx, r, func(ctx context.Context, r postgres.SnapshotRecord, row *disk.Row, going []string) (bool, error) {
 		if s.w.sabotaged(disksDeleted) {
 			row = &longAgo
 		}
-		return remove(ctx, r, row)
+		return remove(ctx, r, row, going)
 	})
 }
 

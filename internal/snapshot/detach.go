@@ -13,6 +13,7 @@ import (
 // found is what became of a volume: it is free of any writer, gone, or neither.
 type found struct {
 	free, gone bool
+	held       bool                 // it was seen attached
 	reason     string               // why it is not free
 	since      time.Duration        // that nothing was heard of it
 	verdict    postgres.DiskVerdict // of a detach
@@ -35,6 +36,7 @@ func (k *Keeper) takeOff(ctx context.Context, c *postgres.CleanupRecord) (found,
 		if f.free, f.reason = disk.WriterGone(v); f.free || len(v.Attachments) == 0 {
 			return f.free, nil // else on its way to be available, or deleted
 		}
+		f.held = true
 		if !c.WriterGoneAt.IsZero() { // what was made of the volume before is no proof any more
 			if err := k.Store.ForgetWriterGone(ctx, c.ReservationID); err != nil {
 				return false, err

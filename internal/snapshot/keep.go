@@ -70,10 +70,12 @@ func (k *Keeper) attempt(ctx context.Context, c postgres.CleanupRecord) (followu
 		return followup.Result{}, err
 	case f.verdict != postgres.DiskOurs:
 		return k.stop(ctx, c, f.verdict, nil)
-	case f.gone && c.Now.Sub(c.PodGoneAt) < visibleWithin: // by then all of EC2 has heard of whatever the pod had
-		return k.wait(ctx, c, growing(c.Now.Sub(c.PodGoneAt)), fmt.Sprintf("EC2 does not know volume %s, which may be new", c.VolumeID))
+	case f.gone && k.unheard(c, podGone(c)) > 0: // after that all of EC2 has heard of whatever the pod had
+		return k.wait(ctx, c, k.unheard(c, podGone(c)), fmt.Sprintf("EC2 does not know volume %s, which may be new", c.VolumeID))
 	case f.gone:
 		return k.lost(ctx, c)
+	case f.free && !f.held && k.unheard(c, attached(c)) > 0:
+		return k.wait(ctx, c, k.unheard(c, attached(c)), fmt.Sprintf("volume %s is available, unless EC2 has yet to hear that it was attached", c.VolumeID))
 	case f.free:
 		return k.capture(ctx, c)
 	case f.since > overdue:
@@ -84,6 +86,31 @@ func (k *Keeper) attempt(ctx context.Context, c postgres.CleanupRecord) (followu
 		pause = min(pause, left) // the user wants the disk back, and then it is detached
 	}
 	return k.wait(ctx, c, pause, f.reason)
+}
+
+// attached is when the volume was attached at the latest, zero where that is of no account, since nothing can write any more.
+func attached(c postgres.CleanupRecord) time.Time {
+	switch {
+	case c.ContainersTerminated || !c.DetachRequestedAt.IsZero():
+		return time.Time{}
+	case c.LaunchedAt.IsZero() || c.FormerVolume != "": // the row may tell of a former life
+		return podGone(c)
+	}
+	return c.LaunchedAt
+}
+
+// podGone is when the pod was gone at the latest: where none was seen, when the cleanup was asked for.
+func podGone(c postgres.CleanupRecord) time.Time {
+	if c.PodUID == "" {
+		return c.RequestedAt
+	}
+	return c.PodGoneAt
+}
+
+// unheard is how long to wait for all of EC2 to have heard of what happened until then; not positive once it has.
+func (k *Keeper) unheard(c postgres.CleanupRecord, then time.Time) time.Duration {
+	since := c.Now.Sub(then)
+	return min(k.opts.Lag-since, growing(since))
 }
 
 // wait leaves the rest to a later delivery and shows why.

@@ -85,15 +85,11 @@ func (p *Purge) adopt(ctx context.Context, key disk.Key, account string) error {
 func (p *Purge) purge(ctx context.Context, s postgres.SnapshotRecord, seen disk.Snapshot, account string) (followup.Result, error) {
 	var why string
 	var needed, unlisted bool
-	purged, err := p.Store.PurgeSnapshot(ctx, s, func(ctx context.Context, s postgres.SnapshotRecord, row *disk.Row) (bool, error) {
+	purged, err := p.Store.PurgeSnapshot(ctx, s, func(ctx context.Context, s postgres.SnapshotRecord, row *disk.Row, going []string) (bool, error) {
 		if needed = s.VolumeAside(); needed {
 			return false, nil
 		}
 		all, err := p.EC2.FindSnapshots(ctx, seen.Key().Tags())
-		if err != nil {
-			return false, err
-		}
-		going, err := p.Store.PurgesAmong(ctx, idsOf(all))
 		if err != nil {
 			return false, err
 		}
@@ -125,14 +121,6 @@ func (p *Purge) purge(ctx context.Context, s postgres.SnapshotRecord, seen disk.
 	}
 	p.opts.Log.InfoContext(ctx, "snapshot purged", "snapshot", s.SnapshotID, "disk", s.DiskName, "user", s.User, "reason", why)
 	return followup.Done("purged"), nil
-}
-
-func idsOf(snapshots []disk.Snapshot) []string {
-	var ids []string
-	for _, s := range snapshots {
-		ids = append(ids, s.ID)
-	}
-	return ids
 }
 
 func (p *Purge) kept(ctx context.Context, snapshotID, why string) followup.Result {

@@ -35,6 +35,7 @@ type script struct {
 	another  string // the volume that the disk's row names
 	taken    bool   // an intent was committed before
 	volumes  map[string]disk.Volume
+	free     bool // the volume is, once somebody has waited
 	seen     *disk.Snapshot
 	listed   []disk.Snapshot
 	purges   []string // done or due, by our books
@@ -71,6 +72,9 @@ func (s *script) parts() (snapshot.World, snapshot.Options) {
 
 func (s *script) sleep(_ context.Context, d time.Duration) error {
 	s.now = s.now.Add(d)
+	if s.free {
+		s.volumes[scripted] = disk.Volume{ID: scripted, State: disk.VolumeAvailable}
+	}
 	return s.call("sleep")
 }
 
@@ -216,15 +220,11 @@ func (b books) RecordVolumeKept(context.Context, uuid.UUID, string) error {
 	return b.call("RecordVolumeKept")
 }
 
-func (b books) PurgesAmong(context.Context, []string) ([]string, error) {
-	return b.purges, b.call("PurgesAmong")
-}
-
-func (b books) PurgeSnapshot(ctx context.Context, _ postgres.SnapshotRecord, remove func(context.Context, postgres.SnapshotRecord, *disk.Row) (bool, error)) (bool, error) {
+func (b books) PurgeSnapshot(ctx context.Context, _ postgres.SnapshotRecord, remove func(context.Context, postgres.SnapshotRecord, *disk.Row, []string) (bool, error)) (bool, error) {
 	if err := b.call("PurgeSnapshot"); err != nil {
 		return false, err
 	}
-	return remove(ctx, b.record, &disk.Row{})
+	return remove(ctx, b.record, &disk.Row{}, b.purges)
 }
 
 func (b books) RecordVolumeDeleted(context.Context, uuid.UUID) error {

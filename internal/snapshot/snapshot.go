@@ -56,8 +56,7 @@ type Store interface {
 	WithVolumeSetAside(ctx context.Context, s postgres.SnapshotRecord, act func(context.Context) error) (postgres.DiskVerdict, error)
 	RecordVolumeDeleted(ctx context.Context, intent uuid.UUID) error
 	RecordVolumeKept(ctx context.Context, intent uuid.UUID, why string) error
-	PurgesAmong(ctx context.Context, snapshotIDs []string) ([]string, error)
-	PurgeSnapshot(ctx context.Context, s postgres.SnapshotRecord, remove func(context.Context, postgres.SnapshotRecord, *disk.Row) (bool, error)) (bool, error)
+	PurgeSnapshot(ctx context.Context, s postgres.SnapshotRecord, remove func(context.Context, postgres.SnapshotRecord, *disk.Row, []string) (bool, error)) (bool, error)
 }
 
 // EC2 has the volumes, snapshots and instances; *aws.EC2 is one. Its errors are classified by package fault.
@@ -95,6 +94,7 @@ type Options struct {
 	DriverGrace time.Duration // DRIVER_GRACE, until a volume that its driver leaves attached is detached; 0: 1 minute
 	Patience    time.Duration // how long one delivery waits for the world; 0: 1 minute
 	Interval    time.Duration // between two looks; 0: 1 s
+	Lag         time.Duration // of EC2's API behind what has happened to volumes; 0: disk.Lag
 	Now         func() time.Time
 	Sleep       func(ctx context.Context, d time.Duration) error // nil: a timer
 	NewID       func() uuid.UUID                                 // of intents, which nobody may guess; nil: random
@@ -106,6 +106,7 @@ func (o Options) withDefaults() Options {
 	o.DriverGrace = cmp.Or(o.DriverGrace, disk.DriverGrace)
 	o.Patience = cmp.Or(o.Patience, time.Minute)
 	o.Interval = cmp.Or(o.Interval, time.Second)
+	o.Lag = cmp.Or(o.Lag, disk.Lag)
 	if o.Now == nil {
 		o.Now = time.Now
 	}

@@ -54,18 +54,59 @@ func TestASnapshotThatEC2DoesNotKnowIsGoneOnlyOnceItIsTenMinutesOld(t *testing.T
 	}
 }
 
-func TestAVolumeThatEC2DoesNotKnowIsLostOnlyOnceItsPodIsGoneForTenMinutes(t *testing.T) {
+func TestAVolumeThatEC2DoesNotKnowIsLostOnlyOnceItsPodIsGoneForSixMinutes(t *testing.T) {
 	t.Parallel()
-	for gone, lost := range map[time.Duration]bool{0: false, 10*time.Minute - 1: false, 10 * time.Minute: true} {
+	for gone, lost := range map[time.Duration]bool{0: false, disk.Lag - 1: false, disk.Lag: true} {
 		s := newScript()
 		none(s)
 		delete(s.volumes, scripted)
-		s.cleanup.PodGoneAt = s.now.Add(-gone)
+		s.cleanup.PodUID, s.cleanup.PodGoneAt = "uid", s.now.Add(-gone)
 		got, err := s.keep(t)
 		require.NoError(t, err)
 		require.Equal(t, lost, s.count("SettleLost") == 1, "%s: %v", gone, s.calls)
 		require.Equal(t, lost, got.LookAgain == 0)
 	}
+}
+
+func TestThatAVolumeIsAvailableIsBelievedOnceEC2HasHeardThatItWasAttached(t *testing.T) {
+	t.Parallel()
+	const young = disk.Lag - 1
+	for name, c := range map[string]struct {
+		of   func(*postgres.CleanupRecord)
+		free bool
+	}{
+		"launched six minutes ago":          {func(c *postgres.CleanupRecord) { c.LaunchedAt = c.Now.Add(-disk.Lag) }, true},
+		"launched since":                    {func(c *postgres.CleanupRecord) { c.LaunchedAt = c.Now.Add(-young) }, false},
+		"so, but all containers have ended": {func(c *postgres.CleanupRecord) { c.LaunchedAt, c.ContainersTerminated = c.Now, true }, true},
+		"so, but it was seen attached":      {func(c *postgres.CleanupRecord) { c.LaunchedAt, c.DetachRequestedAt = c.Now, c.Now }, true},
+		"never launched":                    {func(c *postgres.CleanupRecord) { c.PodUID, c.PodGoneAt = "uid", c.Now.Add(-young) }, false},
+		"never launched, its pod long gone": {func(c *postgres.CleanupRecord) { c.PodUID = "uid" }, true},
+		"never launched, nor had a pod":     {func(c *postgres.CleanupRecord) { c.PodGoneAt, c.RequestedAt = c.Now, c.Now.Add(-disk.Lag) }, true},
+		"so, and has just ended":            {func(c *postgres.CleanupRecord) { c.RequestedAt = c.Now.Add(-young) }, false},
+		"launched long ago, in a former life": {func(c *postgres.CleanupRecord) {
+			c.LaunchedAt, c.FormerVolume, c.PodUID, c.PodGoneAt = c.Now.Add(-time.Hour), "vol-0", "uid", c.Now
+		}, false},
+		"so, and the second pod is gone, too": {func(c *postgres.CleanupRecord) { c.LaunchedAt, c.FormerVolume = c.Now.Add(-young), "vol-0" }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newScript()
+			none(s)
+			c.of(&s.cleanup)
+			got, err := s.keep(t)
+			require.NoError(t, err)
+			require.Equal(t, c.free, s.count("ec2:CreateSnapshot") == 1, "%v", s.calls)
+			require.Equal(t, c.free, got.LookAgain == 0)
+		})
+	}
+	s := newScript()
+	none(s)
+	s.cleanup.LaunchedAt, s.patience = s.now, time.Minute
+	s.attached(disk.Attached)
+	s.free = true
+	_, err := s.keep(t)
+	require.NoError(t, err)
+	require.Equal(t, 1, s.count("ec2:CreateSnapshot"), "it was seen attached, and then free: %v", s.calls)
 }
 
 // second has EC2 know the snapshot at first.

@@ -15,8 +15,8 @@ import (
 	"gpudev.internal/reservation-expiry/internal/telemetry"
 )
 
-// visibleWithin is how long EC2 may not know a snapshot or volume that it has just made, even one that it has described
-// before: not all of it hears of one at once. After that it was deleted.
+// visibleWithin is how long EC2 may not know a snapshot that it has just made, even one that it has described before: not
+// all of it hears of one at once. After that it was deleted.
 const visibleWithin = 10 * time.Minute
 
 // justMade reports whether that EC2 does not know the snapshot means nothing yet. An adopted one is older than its record.

@@ -80,10 +80,10 @@ func (w *world) whole(bucket cleanup.Bucket, driverGrace time.Duration) {
 	cluster := kube.New(func(context.Context) (*rest.Config, error) { return w.cluster.Config, nil }, kube.Options{})
 	quiet := slog.New(slog.DiscardHandler)
 	parts := snapshot.World{Store: w.db, EC2: cloudSide{w.outside}, Cluster: kubeSide{w.outside}, Identity: w.sts}
-	options := snapshot.Options{Now: w.clock.now, Sleep: w.clock.sleep, Log: quiet, Interval: 5 * time.Second, DriverGrace: driverGrace}
+	options := snapshot.Options{Now: w.clock.now, Sleep: w.clock.sleep, Log: quiet, Interval: 5 * time.Second, Lag: 1, DriverGrace: driverGrace}
 	w.runner = followup.NewRunner(w.db, map[postgres.FollowUpKind]followup.Action{
 		postgres.Cleanup: cleanup.New(cleanup.World{Store: w.db, Cluster: cluster, EC2: aws.NewEC2(w.account.Config), Identity: parts.Identity,
-			Router: aws.NewLoadBalancer(w.account.Config), Bucket: bucket, Disk: snapshot.NewKeeper(parts, options)}, cleanup.Options{Log: quiet}),
+			Router: aws.NewLoadBalancer(w.account.Config), Bucket: bucket, Disk: snapshot.NewKeeper(parts, options)}, cleanup.Options{Lag: 1, Log: quiet}),
 		postgres.SnapshotSync: snapshot.NewSync(parts, options),
 	}, followup.Options{Log: quiet})
 }

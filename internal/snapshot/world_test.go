@@ -123,7 +123,7 @@ func (w *world) actIn(config awssdk.Config) {
 // use makes the actions anew, as a process that starts does.
 func (w *world) use(o snapshot.Options) {
 	quiet := slog.New(slog.DiscardHandler)
-	o.Now, o.Sleep, o.Interval, o.Log = w.clock.now, w.clock.sleep, 5*time.Second, quiet
+	o.Now, o.Sleep, o.Interval, o.Lag, o.Log = w.clock.now, w.clock.sleep, 5*time.Second, 1, quiet
 	parts := snapshot.World{Store: w.db, EC2: cloudSide{w.outside}, Cluster: kubeSide{w.outside}, Identity: w.sts}
 	w.runner = followup.NewRunner(w.db, map[postgres.FollowUpKind]followup.Action{
 		postgres.Cleanup:       cleanupOf{w.db, snapshot.NewKeeper(parts, o)},
