@@ -118,6 +118,11 @@ func (c *checks) diskChanged(ch change, before, after *row, service bool) {
 		return
 	}
 	holder := before.ReservationID
+	if holder == "" { // its row was deleted: whose cleanup releases it?
+		holder = strings.Join(column[string](c.w.data, `
+			select reservation_id from expiry.cleanups where user_id = $1 and disk_name = $2 and disk_released_at > $3`,
+			after.UserID, after.DiskName, c.w.now().Add(-time.Second)), " and ")
+	}
 	c.w.say("rows", "disk %s of %s released by %s", after.DiskName, after.UserID, holder)
 	if holder == "" {
 		return

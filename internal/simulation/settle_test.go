@@ -112,7 +112,8 @@ func (c *checks) settled(busy bool) bool {
 		}
 		whole = false
 		c.w.people.support(c.w, r, o.Errors)
-		if !busy && !c.nameTaken(r) {
+		unheard := strings.Contains(o.Errors, "may not have heard") || strings.Contains(o.Errors, "yet to hear")
+		if !busy && !unheard && !c.nameTaken(r) {
 			r.ticks++
 		}
 		stuck := o.Stuck >= 9 // it goes on hourly
@@ -158,6 +159,12 @@ func (c *checks) nameTaken(r *reservation) bool {
 		and status in ('pending', 'queued', 'preparing', 'active'))`, r.id, r.podName)[0]
 }
 
+// nameShared reports whether another reservation ever had the name of this one's pod. While it lives the service is left to
+// it, and nobody knows of the service any more when it has ended.
+func (c *checks) nameShared(r *reservation) bool {
+	return slices.ContainsFunc(c.w.people.all, func(o *reservation) bool { return o != r && o.podName == r.podName })
+}
+
 // podLeft reports whether an ended reservation's pod is there although its name is free: the next tick finds it.
 func (c *checks) podLeft(r *reservation) bool { return c.w.people.podOf(c.w, r) && !c.nameTaken(r) }
 
@@ -181,6 +188,16 @@ func (c *checks) atTheEnd() {
 		if r := c.w.people.byID(p.Owner); r != nil && r.healthy && st != "" {
 			c.require(cleanedUp, (&row{Status: st}).live(), "pod %s of %s is still there, and that is %s", p.Name, p.Owner, st)
 		}
+	}
+	for _, s := range c.w.outside.Cluster.Services() {
+		st := status(c.w, s.Owner)
+		if r := c.w.people.byID(s.Owner); r != nil && r.healthy && st != "" && !c.nameShared(r) {
+			c.require(cleanedUp, (&row{Status: st}).live(), "service %s of %s is still there, and that is %s", s.Name, s.Owner, st)
+		}
+	}
+	for arn, g := range c.w.outside.Network.Groups {
+		st := status(c.w, g.Owner)
+		c.require(cleanedUp, st == "" || (&row{Status: st}).live(), "target group %s of %s is still there", arn, g.Owner)
 	}
 	for fqdn, owner := range c.w.outside.Network.Records {
 		if c.domainShared(owner) {
@@ -230,12 +247,17 @@ func (c *checks) factsAtTheEnd() {
 			c.require(factsGapless, of[n].id != "", "fact %d of %s was never announced, later ones were", n, subject)
 		}
 	}
-	for _, t := range c.truths {
-		found := false
-		for _, f := range c.facts[t.subject] {
-			found = found || f.kind == t.kind
+	became, announced := map[truth]int{}, map[truth]int{}
+	for subject, of := range c.facts {
+		for _, f := range of {
+			announced[truth{f.kind, subject}]++
 		}
-		c.require(factsGapless, found, "%s of %s was never announced", t.kind, t.subject)
+	}
+	for _, t := range c.truths {
+		became[t]++
+	}
+	for t, n := range became {
+		c.require(factsGapless, announced[t] >= n, "%s of %s became true %d times, and was announced %d times", t.kind, t.subject, n, announced[t])
 	}
 }
 
