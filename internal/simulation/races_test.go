@@ -160,14 +160,15 @@ func newRaces(t *testing.T, shelf *stacktest.Shelf) *races {
 	log := slog.New(slog.DiscardHandler)
 	kube, ec2, aws := newCluster(w), amazon{w, w.outside.EC2}, services{w, w.outside.Network}
 	outside := snapshot.World{Store: r.db, EC2: ec2, Cluster: kube, Identity: aws}
-	disks := snapshot.Options{DriverGrace: 5 * time.Second, Interval: 4 * time.Second, Now: r.now, Sleep: r.sleep, Log: log}
+	const lag = time.Nanosecond // the model's EC2 is never behind here
+	disks := snapshot.Options{DriverGrace: 5 * time.Second, Interval: 4 * time.Second, Lag: lag, Now: r.now, Sleep: r.sleep, Log: log}
 	r.sweeper = sweep.New(r.db, sweep.Outside{Cluster: kube, EC2: ec2, Account: aws}, sweep.Options{
 		Grace: grace, WarningMinutes: 30, BrakePercent: 100, MissingConfirm: confirm, Log: log,
 	})
 	r.runner = followup.NewRunner(r.db, map[postgres.FollowUpKind]followup.Action{
 		postgres.Cleanup: cleanup.New(cleanup.World{
 			Store: r.db, Cluster: kube, EC2: ec2, Identity: aws, Router: aws, Disk: snapshot.NewKeeper(outside, disks), DNS: aws, Bucket: aws,
-		}, cleanup.Options{Domain: zone, Interval: 3 * time.Second, Now: r.now, Sleep: r.sleep, Log: log}),
+		}, cleanup.Options{Domain: zone, Interval: 3 * time.Second, Lag: lag, Now: r.now, Sleep: r.sleep, Log: log}),
 		postgres.SnapshotSync:  snapshot.NewSync(outside, disks),
 		postgres.SnapshotPurge: snapshot.NewPurge(outside, disks),
 	}, followup.Options{Log: log})
