@@ -168,11 +168,17 @@ func (l *line) prepare() []byte {
 // flush commits what has yet to be: somebody else is to see it.
 func (l *line) flush() error {
 	l.ended, l.d.open = false, nil
+	read := l.Conn.Read
+	if w, ok := l.Conn.(*wire); ok {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		read = w.read
+	}
 	_, err := l.Conn.Write(append(l.prepare(), encode(&pgproto3.Bind{PreparedStatement: "commit"}, &pgproto3.Execute{}, &pgproto3.Sync{})...))
 	var answer []byte
 	for buffer := make([]byte, 512); err == nil && statusAt(answer) == 0; {
 		var n int
-		n, err = l.Conn.Read(buffer)
+		n, err = read(buffer)
 		answer = append(answer, buffer[:n]...)
 	}
 	if err == nil && !bytes.HasSuffix(answer, committed) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -16,6 +17,9 @@ import (
 type wire struct {
 	*net.UnixConn
 	fd int
+	// mu is held for a read, and by who reads an answer to what he has written himself: pgx reads ahead where a write takes
+	// long, and goes on with that until something comes.
+	mu sync.Mutex
 }
 
 func newWire(conn *net.UnixConn) (net.Conn, error) {
@@ -30,23 +34,33 @@ func newWire(conn *net.UnixConn) (net.Conn, error) {
 		err = errors.Join(syscall.SetNonblock(fd, false),
 			syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Usec: 5000}))
 	}
-	return &wire{conn, fd}, err
+	return &wire{UnixConn: conn, fd: fd}, err
 }
 
 func (c *wire) Read(b []byte) (int, error) {
 	for {
-		n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
-		switch {
-		case errno == syscall.EINTR, errno == syscall.EAGAIN:
-			runtime.Gosched() // nothing has been asked yet: pgx reads ahead where a write takes long
-		case errno != 0:
-			return 0, fmt.Errorf("read: %w", errno)
-		case n == 0:
-			return 0, io.EOF
-		default:
-			return int(n), nil
+		c.mu.Lock()
+		n, err := c.read(b)
+		c.mu.Unlock()
+		if n > 0 || err != nil {
+			return n, err
 		}
+		runtime.Gosched() // nothing has been asked yet
 	}
+}
+
+// read returns what there is, after 5 ms nothing.
+func (c *wire) read(b []byte) (int, error) {
+	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	switch {
+	case errno == syscall.EINTR, errno == syscall.EAGAIN:
+		return 0, nil
+	case errno != 0:
+		return 0, fmt.Errorf("read: %w", errno)
+	case n == 0:
+		return 0, io.EOF
+	}
+	return int(n), nil
 }
 
 func (c *wire) Write(b []byte) (int, error) {

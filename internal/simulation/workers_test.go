@@ -14,10 +14,14 @@ import (
 	"runtime/debug"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sys/unix"
 )
+
+// seedWithin is how long a worker may take over one seed, which it does in less than a second, or over its end.
+const seedWithin = 2 * time.Minute
 
 // employ has a worker, a process of its own, run a test's seeds as they come. It stays on one core together with the
 // processes that serve its database: to wake one on another core costs more than most statements do.
@@ -51,15 +55,20 @@ func employ(test string, n int, seeds <-chan uint64, done func(report)) error {
 		var r report
 		_, err = fmt.Fprintln(in, seed)
 		if err == nil {
+			err = out.SetReadDeadline(time.Now().Add(seedWithin))
+		}
+		if err == nil {
 			err = answers.Decode(&r)
 		}
 		if err != nil {
-			err = fmt.Errorf("seed %d: %w", seed, err)
+			err = errors.Join(fmt.Errorf("seed %d: %w", seed, err), cmd.Process.Kill())
 			break
 		}
 		done(r)
 	}
 	_ = in.Close() // that is how a worker hears that there is no more to do
+	late := time.AfterFunc(seedWithin, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
 	if ended := cmd.Wait(); ended != nil {
 		return errors.Join(err, fmt.Errorf("%w: %s", ended, &said))
 	}
