@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"syscall"
+	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/stretchr/testify/require"
 )
 
 // wire is a connection that waits for its answers without telling the runtime, which would look for other work and find
@@ -82,3 +86,45 @@ func (c *wire) Close() error { return syscall.Close(c.fd) }
 func (c *wire) SetDeadline(time.Time) error      { return nil }
 func (c *wire) SetReadDeadline(time.Time) error  { return nil }
 func (c *wire) SetWriteDeadline(time.Time) error { return nil }
+
+// pgx begins to read where a write takes over 15 ms, and goes on after it.
+func TestWhoReadsAheadTakesNoAnswerOfACommitThatWasHeldBack(t *testing.T) {
+	t.Parallel()
+	name := filepath.Join(t.TempDir(), "s")
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", name)
+	require.NoError(t, err)
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "unix", name)
+	require.NoError(t, err)
+	server, err := listener.Accept()
+	require.NoError(t, err)
+	local, ok := conn.(*net.UnixConn)
+	require.True(t, ok)
+	w, err := newWire(local)
+	require.NoError(t, err)
+	go func() {
+		for request := make([]byte, 4096); ; {
+			if _, err := server.Read(request); err != nil {
+				return
+			}
+			_, _ = server.Write(committed)
+		}
+	}()
+	l := &line{Conn: w, d: &database{}}
+	reading := make(chan error, 1)
+	go func() {
+		_, err := l.Read(make([]byte, 4096))
+		reading <- err
+	}()
+	for ahead := false; !ahead; runtime.Gosched() {
+		l.mu.Lock()
+		ahead = l.reading
+		l.mu.Unlock()
+	}
+	for range 20 {
+		l.ended, l.d.open = true, l
+		require.NoError(t, l.flush())
+	}
+	require.NoError(t, server.Close())
+	require.ErrorIs(t, <-reading, io.EOF)
+	require.NoError(t, errors.Join(w.Close(), listener.Close()))
+}
