@@ -10,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -102,10 +101,10 @@ var failures atomic.Int32
 func replay(t *testing.T, seed uint64) {
 	t.Helper()
 	w := newWorld(newDatabase(t), seed, "")
-	began := time.Now()
-	w.live()
+	sums := newTally(1)
+	sums.add(w.report())
 	tell(os.Stdout, seed, w.history)
-	fmt.Printf("seed %d: %d steps, %d calls and statements, %s; %v\n", seed, w.steps, w.faults.calls, time.Since(began).Round(time.Millisecond), w.faults.counted)
+	sums.table(os.Stdout)
 	for _, v := range w.checks.violated {
 		t.Errorf("%s: %s", v.invariant, v.what)
 	}
