@@ -232,10 +232,13 @@ func (o *outside) state() string {
 		 from reservations`,
 		`select concat_ws(', ', 'disk', disk_name, in_use, reservation_id is null, ebs_volume_id is null, is_backing_up, snapshot_count, pending_snapshot_count) from disks`,
 		`select concat_ws(', ', 'cleanup of', name, outcome) from expiry.cleanups join reservations using (reservation_id)`,
-		// Who purges what another process has purged without saying so finds it gone already.
-		`select concat_ws(', ', 'follow-up', kind, r.name, split_part(key, '/', 3), state, replace(outcome, 'already_gone', 'purged'), count(*))
-		 from expiry.follow_ups f left join reservations r on r.reservation_id = f.reservation_id
-		 where kind <> 'availability.update' group by kind, r.name, split_part(key, '/', 3), state, replace(outcome, 'already_gone', 'purged')`,
+		// Who purges what another process has purged without saying so finds it gone already, and a cleanup that comes back
+		// after the sync, which has gone on meanwhile, finds its disk released.
+		`select concat_ws(', ', 'follow-up', kind, r.name, split_part(key, '/', 3), state, became, count(*))
+		 from (select *, case kind || ' ' || outcome when 'snapshot.purge already_gone' then 'purged' when 'cleanup released' then 'snapshotting'
+		                 else outcome end as became from expiry.follow_ups) f
+		 left join reservations r on r.reservation_id = f.reservation_id
+		 where kind <> 'availability.update' group by kind, r.name, split_part(key, '/', 3), state, became`,
 		`select concat_ws(', ', 'fact', type, coalesce(r.name, d.disk_name), count(*))
 		 from expiry.facts f left join reservations r on r.reservation_id = f.subject left join disks d on d.disk_id::text = f.subject
 		 where type not like '%sweep.completed%' group by type, r.name, d.disk_name`,
