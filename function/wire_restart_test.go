@@ -250,7 +250,7 @@ func TestRestartsOfPostgreSQLOnTheWireEndNothingAndAreMadeGood(t *testing.T) {
 			server.restartAfter(at, shutdown)
 			noticed += f.faultyTick() // none, where all that failed was tried again and done
 			server.wait()
-			require.Len(t, server.lives(), 3, "it has gone twice")
+			require.Eventually(t, func() bool { return len(server.lives()) == 3 }, 20*time.Second, 10*time.Millisecond, "it has gone twice")
 			require.Contains(t, server.said(), "automatic recovery in progress")
 			f.rows.Reset()
 			f.mend()
