@@ -47,6 +47,9 @@ func answer(w http.ResponseWriter, r *http.Request, result any, err error) {
 	status, after := statusOf(r, err)
 	switch {
 	case err != nil:
+		if status == http.StatusRequestEntityTooLarge {
+			w.Header().Set("Connection", "close") // else the rest of its body is read before it is answered
+		}
 		if after > 0 {
 			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(after.Seconds()))))
 		}

@@ -135,6 +135,24 @@ func TestAStrangersBodyIsNotWaitedFor(t *testing.T) {
 	}
 }
 
+func TestTheRestOfABodyThatIsTooLargeIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	d, _ := guarded(t, config.Entry{}, time.Minute)
+	d.readWithin = time.Minute
+	for name, body := range map[string]string{
+		"that says so":  fmt.Sprintf("Content-Length: %d\r\n\r\n", maxEvent+1),
+		"that says not": fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s", maxEvent+100, strings.Repeat("x", maxEvent+1)),
+	} {
+		conn := dial(t, strings.TrimPrefix(d.url, "http://"), "POST / HTTP/1.1\r\nHost: x\r\n"+body)
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		require.NoError(t, err, name)
+		require.Equal(t, http.StatusRequestEntityTooLarge, answer.StatusCode, name)
+		require.True(t, answer.Close, name)
+		_ = answer.Body.Close()
+	}
+}
+
 func TestAnAnswerThatNobodyTakesIsNotKept(t *testing.T) {
 	t.Parallel()
 	const takesNothing, takesAll = 0, 1<<31 - 1
