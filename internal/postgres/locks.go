@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,15 +22,21 @@ const backupAge = 24 * time.Hour
 type IdleLock struct {
 	DiskID, UserID, DiskName string
 	ReservationID            string // empty where the lock names none
+	VolumeID                 string // of the disk, by its row; empty where that names none
+	Unheld                   bool   // there is no such reservation any more: what it left on the disk nobody may have captured
 	Reason                   string
 }
 
-// idleLocks selects disks d whose lock is idle: the holder's cleanup has settled since it ended, the holder's row has
-// vanished, or there is no holder and the row has been left alone for a while. A disk that a live reservation has, or an
-// unsettled cleanup names, by its own name or by its volume, or of which a snapshot is unsettled, is never among them:
-// the platform may delete a reservation while its cleanup is under way, and with that the lock names nobody.
+// forgotten holds where the row of disk d has been left alone for a while.
+const forgotten = "greatest(d.last_updated, d.last_used, d.created_at) < @now::timestamptz - @orphan_age::interval"
+
+// idleLocks selects disks d whose lock is idle: the holder's cleanup has settled since it ended, or there is no holder, or
+// none any more, and the row has been left alone for a while or the cleanup has settled. A disk that a live reservation
+// has, or an unsettled cleanup names, by its own name or by its volume, or of which a snapshot is unsettled, is never among
+// them: the platform may delete a reservation while its cleanup is under way, and with that the lock names nobody.
 var idleLocks = `
 	select d.disk_id::text, d.user_id, d.disk_name, coalesce(d.reservation_id, ''),
+	       coalesce(` + volumeIn("d.ebs_volume_id") + `, ''), r.reservation_id is null,
 	       case when d.reservation_id is null then 'no reservation holds it'
 	            when r.reservation_id is null then 'its reservation is gone from the tables'
 	            else 'the cleanup of its reservation has settled: ' || c.outcome end
@@ -37,8 +44,8 @@ var idleLocks = `
 	left join reservations r on r.reservation_id = d.reservation_id
 	left join expiry.cleanups c on c.reservation_id = d.reservation_id
 	where d.in_use
-	  and case when d.reservation_id is null then greatest(d.last_updated, d.last_used, d.created_at) < @now::timestamptz - @orphan_age::interval
-	           when r.reservation_id is null then c.revived_at is null
+	  and case when d.reservation_id is null then ` + forgotten + `
+	           when r.reservation_id is null then c.revived_at is null and (c.settled_at is not null or ` + forgotten + `)
 	           else r.status in ('expired', 'cancelled', 'failed') and c.settled_at is not null and not ` + endedAgain + ` end
 	  and not exists (select from expiry.cleanups o
 	                  where o.settled_at is null
@@ -55,16 +62,16 @@ func lockArgs(now time.Time) pgx.NamedArgs {
 	return pgx.NamedArgs{"now": now, "orphan_age": OrphanAge, "backup_age": backupAge}
 }
 
-// IdleLocks reads which disks are locked for nothing.
+// IdleLocks reads which disks are locked for nothing, as far as the rows tell, those locked last first.
 func (db *DB) IdleLocks(ctx context.Context, now time.Time) ([]IdleLock, error) {
-	idle, err := query(ctx, db, pgx.RowToStructByPos[IdleLock], idleLocks+" order by 2, 3", lockArgs(now))
+	idle, err := query(ctx, db, pgx.RowToStructByPos[IdleLock], idleLocks+" order by d.last_updated desc nulls last, 2, 3", lockArgs(now))
 	if err != nil {
 		return nil, fmt.Errorf("look for idle disk locks: %w", err)
 	}
 	return idle, nil
 }
 
-// ReleaseIdleLocks frees those of the given disks whose lock is still idle, and returns them. Each is announced.
+// ReleaseIdleLocks frees those of the given disks whose rows still say the same, and returns them. Each is announced.
 func (db *DB) ReleaseIdleLocks(ctx context.Context, lease SweepLease, now time.Time, locks []IdleLock) ([]IdleLock, error) {
 	var released []IdleLock
 	err := inBatches(locks, endBatch, func(batch []IdleLock) error {
@@ -87,6 +94,7 @@ func (db *DB) ReleaseIdleLocks(ctx context.Context, lease SweepLease, now time.T
 			if freed, err = pgx.CollectRows(rows, pgx.RowToStructByPos[IdleLock]); err != nil {
 				return fmt.Errorf("judge %d disk locks: %w", len(ids), err)
 			}
+			freed = slices.DeleteFunc(freed, func(l IdleLock) bool { return !slices.Contains(batch, l) })
 			return freeDisks(ctx, tx, now, freed)
 		})
 		if err == nil {

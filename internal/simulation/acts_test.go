@@ -209,9 +209,21 @@ func (p *people) forge(w *world, r *reservation) {
 	})
 }
 
-// forget has the platform delete the row of a reservation that ended.
+// forget has the platform delete the row of a reservation that ended, or is cancelled, be its end seen or not.
 func (p *people) forget(w *world, r *reservation) {
-	if !w.oneIn(4) || !slices.Contains([]string{"expired", "cancelled", "failed"}, status(w, r.id)) {
+	if !w.oneIn(4) {
+		return
+	}
+	if status(w, r.id) == "active" && r.healthy {
+		p.cancel(w, r)
+		w.in(w.between(0, 2*time.Minute), "people", func() { p.erase(w, r) })
+		return
+	}
+	p.erase(w, r)
+}
+
+func (p *people) erase(w *world, r *reservation) {
+	if w.quiet || !slices.Contains([]string{"expired", "cancelled", "failed"}, status(w, r.id)) {
 		return
 	}
 	if p.write(w, r, statement{"delete from reservations where reservation_id = $1", []any{r.id}}) {

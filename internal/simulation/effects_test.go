@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,7 +125,13 @@ func (c *checks) diskChanged(ch change, before, after *row, service bool) {
 			after.UserID, after.DiskName, c.w.now().Add(-time.Second)), " and ")
 	}
 	c.w.say("rows", "disk %s of %s released by %s", after.DiskName, after.UserID, holder)
-	if holder == "" {
+	if holder == "" { // nobody's: that of a sweep
+		c.truths = append(c.truths, truth{"dev.gpudev.disk.released.v1", ch.ID})
+		for _, v := range c.volumesOf(disk.Key{User: after.UserID, Name: after.DiskName}) {
+			held, open := c.held(v)
+			c.require(diskSettled, held && !open, "disk %s, which nobody has, is released, and volume %s is there: held by a snapshot %t, one pending %t", after.DiskName, v.ID, held, open)
+		}
+		c.checked[diskSettled]++
 		return
 	}
 	c.truths = append(c.truths, truth{"dev.gpudev.disk.released.v1", holder})
@@ -139,12 +146,23 @@ func (c *checks) diskChanged(ch change, before, after *row, service bool) {
 	c.checked[diskSettled]++
 }
 
+// volumesOf returns the volumes of which the disk's row or their tags say that they are the disk's.
+func (c *checks) volumesOf(key disk.Key) (volumes []*model.Volume) {
+	named := column[string](c.w.data, "select coalesce(ebs_volume_id, '') from disks where user_id = $1 and disk_name = $2", key.User, key.Name)
+	for _, v := range c.w.outside.EC2.Volumes() {
+		if !v.Deleting() && (slices.Contains(named, v.ID) || key.Named(v.Volume)) {
+			volumes = append(volumes, v)
+		}
+	}
+	return volumes
+}
+
 // named reports whether the service can know of the volume. Who was never launched had no time to write to one: unless
 // something names it, the pod that did being gone, it is not sought.
 func (c *checks) named(v *model.Volume, holder string) bool {
 	return column[bool](c.w.data, `
 		select exists (select from reservations where reservation_id = $1 and (launched_at is not null or ebs_volume_id = $2))
-		    or exists (select from disks where ebs_volume_id = $2) or exists (select from expiry.cleanups where reservation_id = $1 and volume_id = $2)`,
+		    or exists (select from disks where ebs_volume_id = $2) or exists (select from expiry.cleanups where reservation_id = $1 and (launched_at is not null or volume_id = $2))`,
 		holder, v.ID)[0]
 }
 

@@ -132,6 +132,10 @@ func (p *people) take(w *world, r *reservation) []statement {
 	if r.disk == "" {
 		return nil
 	}
+	since := r.entered
+	if since.IsZero() {
+		since = w.now()
+	}
 	key := disk.Key{User: r.user, Name: r.disk}
 	if p.disks[key] == nil {
 		saved := &savedDisk{key: key}
@@ -150,7 +154,7 @@ func (p *people) take(w *world, r *reservation) []statement {
 		on conflict (user_id, disk_name) do update
 		set in_use = true, reservation_id = excluded.reservation_id, last_used = excluded.last_used, last_updated = excluded.last_updated,
 		    is_deleted = false, delete_date = null`,
-		[]any{r.disk, r.user, w.now(), r.id, p.disks[key].counted}}}
+		[]any{r.disk, r.user, since, r.id, p.disks[key].counted}}}
 }
 
 // waiting makes a reservation that has been on its way for a while.

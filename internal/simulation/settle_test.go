@@ -225,7 +225,7 @@ func (c *checks) disksAtTheEnd() {
 		select user_id, disk_name, coalesce(reservation_id, ''), coalesce(in_use, false), coalesce(snapshot_count, 0), coalesce(pending_snapshot_count, 0), coalesce($1 - greatest(last_updated, last_used), interval '0') from disks`, c.w.now())
 	for _, d := range rows {
 		key := disk.Key{User: d.User, Name: d.Name}
-		if d.InUse && (d.Holder != "" || d.Idle > 65*time.Minute) { // one without a holder is left for an hour
+		if d.InUse && (d.Holder != "" || d.Idle > 65*time.Minute && len(c.volumesOf(key)) == 0) { // one without a holder is left for an hour
 			st := status(c.w, d.Holder)
 			c.require(diskSettled, (&row{Status: st}).live(), "disk %s of %s stays locked for %q, which is %q", d.Name, d.User, d.Holder, st)
 		}

@@ -2,13 +2,16 @@ package sweep
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/pod"
 )
@@ -308,7 +311,7 @@ func TestALockWhoseReservationIsDeletedInMidCleanupStays(t *testing.T) {
 			w.sweep()
 			require.Equal(t, "true", w.text("select in_use::text from disks"))
 			w.exec("update expiry.cleanups set settled_at = now(), outcome = 'released'")
-			w.sweep()
+			w.within(newCluster())
 			require.Equal(t, "false", w.text("select in_use::text from disks"))
 		})
 	}
@@ -382,7 +385,7 @@ func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
 			if test.open {
 				w.exec("insert into expiry.snapshots (intent_id, user_id, disk_name, state) values (gen_random_uuid(), 'ada', 'd', 'pending')")
 			}
-			r := w.sweep()
+			r := w.within(newCluster())
 			require.Equal(t, fmt.Sprint(!test.want), w.text("select in_use::text from disks"))
 			facts := w.texts("select type from expiry.facts where type = $1", event.DiskReleased)
 			if test.want {
@@ -391,6 +394,81 @@ func TestADiskIsFreedWhenNothingIsOwedToItsHolder(t *testing.T) {
 			} else {
 				require.Empty(t, facts)
 			}
+		})
+	}
+}
+
+// The platform may delete a reservation that has ended before anybody has seen its end: there is no cleanup then, and its
+// server may still write to the disk.
+func TestADiskThatNoReservationHasStaysLockedWhileEC2HasAVolumeOfIt(t *testing.T) {
+	t.Parallel()
+	const its = "vol-0123456789abcdef0"
+	tags := disk.Key{User: "ada", Name: "work"}.Tags()
+	for name, test := range map[string]struct {
+		named   string // by the disk's row
+		change  func(*cluster)
+		freed   bool
+		left    string // the volume that is reported
+		failure string
+	}{
+		"nothing is there":           {freed: true},
+		"what its row names is gone": {named: its, freed: true},
+		"its row names one":          {named: "aws://us-east-1a/" + its, change: func(c *cluster) { c.volumes = []disk.Volume{{ID: its, State: disk.VolumeAvailable}} }, left: its},
+		"one has its tags":           {change: func(c *cluster) { c.volumes = []disk.Volume{{ID: its, State: disk.VolumeInUse, Tags: tags}} }, left: its},
+		"one has its tags, after an empty list": {change: func(c *cluster) {
+			c.emptyOnce, c.volumes = true, []disk.Volume{{ID: its, State: disk.VolumeInUse, Tags: tags}}
+		}, left: its},
+		"its row names one that is gone, another has its tags": {named: "vol-0fedcba9876543210", change: func(c *cluster) {
+			c.volumes = []disk.Volume{{ID: its, State: disk.VolumeInUse, Tags: tags}}
+		}, left: its},
+		"EC2 is deleting it": {named: its, change: func(c *cluster) { c.volumes = []disk.Volume{{ID: its, State: disk.VolumeDeleting, Tags: tags}} }, freed: true},
+		"one of the user's other disk's is there": {change: func(c *cluster) {
+			c.volumes = []disk.Volume{{ID: its, State: disk.VolumeInUse, Tags: disk.Key{User: "ada", Name: "other"}.Tags()}}
+		}, freed: true},
+		"EC2 does not answer":     {change: func(c *cluster) { c.listFails = errors.New("503") }, failure: "ada/work: 503"},
+		"another account answers": {change: func(c *cluster) { c.account.ID = "999999999999" }, failure: "another AWS account"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, c := newWorld(t), newCluster()
+			w.within(c) // and remembers the account
+			w.exec(`insert into disks (user_id, disk_name, in_use, ebs_volume_id, last_updated, created_at)
+				values ('ada', 'work', true, nullif($1, ''), now() - interval '61 minutes', now() - interval '20 days')`, test.named)
+			if test.change != nil {
+				test.change(c)
+			}
+			r := w.within(c)
+			require.Equal(t, fmt.Sprint(!test.freed), w.text("select in_use::text from disks"))
+			if test.left == "" {
+				require.Empty(t, r.Anomalies)
+			} else {
+				require.Equal(t, []string{"ada/work"}, r.Anomalies[0].Subjects)
+				require.Contains(t, r.Anomalies[0].Sentence, test.left)
+			}
+			i := slices.IndexFunc(r.Failures, func(f event.PartFailure) bool { return f.Part == "locks" })
+			require.Equal(t, test.failure == "", i < 0, r.Failures)
+			if i >= 0 {
+				require.Contains(t, r.Failures[i].Error, test.failure)
+			}
+		})
+	}
+}
+
+// Without a foreign key a lock goes on naming what the platform has deleted.
+func TestALockThatNamesWhatTheTablesDoNotHaveIsLeftForAnHour(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		since string
+		freed bool
+	}{"lately": {"59 minutes", false}, "long ago": {"61 minutes", true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.exec("alter table disks drop constraint disks_reservation_id_fkey")
+			w.exec(`insert into disks (user_id, disk_name, in_use, reservation_id, last_updated, created_at)
+				values ('ada', 'work', true, 'gone', now() - $1::interval, now() - interval '20 days')`, test.since)
+			w.within(newCluster())
+			require.Equal(t, fmt.Sprint(!test.freed), w.text("select in_use::text from disks"))
 		})
 	}
 }

@@ -2,13 +2,19 @@ package sweep
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/fault"
 	"gpudev.internal/reservation-expiry/internal/postgres"
+	"gpudev.internal/reservation-expiry/internal/reservation"
 )
 
 type lockStore interface {
+	snapshotStore
 	IdleLocks(ctx context.Context, now time.Time) ([]postgres.IdleLock, error)
 	ReleaseIdleLocks(ctx context.Context, lease postgres.SweepLease, now time.Time, locks []postgres.IdleLock) ([]postgres.IdleLock, error)
 }
@@ -16,23 +22,87 @@ type lockStore interface {
 // Release is the action of freeing a disk.
 const Release Action = "release"
 
+// unheldMost bounds the locks without a reservation of whose disks EC2 is asked in one sweep.
+const unheldMost = 20
+
 // locks frees disks that nothing is owed to any more. It comes after the snapshots, by which an unsettled disk is known.
-func locks(store lockStore) part {
+// One that no reservation has is freed only while EC2 has no volume of it: of what the platform deletes before anybody has
+// seen its end there is no cleanup, and its server may still write to the disk.
+func locks(store lockStore, ec2 EC2) part {
 	return part{name: "locks", new: true, everything: true, plan: func(ctx context.Context, p *pass) (plan, error) {
 		idle, err := store.IdleLocks(ctx, p.now)
 		if err != nil {
 			return plan{}, err
 		}
-		pl := plan{decisions: lockDecisions(idle)}
+		var pl plan
+		idle, failures := empty(ctx, p, store, ec2, idle, &pl.anomalies)
+		pl.decisions = lockDecisions(idle)
 		if len(idle) == 0 {
-			return pl, nil
+			return pl, failures
 		}
 		pl.apply = func(ctx context.Context) (done, error) {
 			released, err := store.ReleaseIdleLocks(ctx, p.lease, p.now, idle)
-			return done{lockDecisions(released), map[string]int{"locksReleased": len(released)}}, err
+			return done{lockDecisions(released), map[string]int{"locksReleased": len(released)}}, errors.Join(failures, err)
 		}
 		return pl, nil
 	}}
+}
+
+// empty returns the locks without those of a disk that no reservation has and that EC2 may have a volume of. What it has
+// is reported.
+func empty(ctx context.Context, p *pass, store snapshotStore, ec2 EC2, idle []postgres.IdleLock, found *anomalies) (free []postgres.IdleLock, failures error) {
+	var unheld []postgres.IdleLock
+	for _, l := range idle {
+		if l.Unheld {
+			unheld = append(unheld, l)
+		} else {
+			free = append(free, l)
+		}
+	}
+	if len(unheld) == 0 || ec2 == nil {
+		return free, nil
+	}
+	if _, firstSight, err := atHome(ctx, store, p); err != nil || firstSight { // another account has none of the volumes
+		return free, err
+	}
+	for _, l := range unheld[:min(len(unheld), unheldMost)] {
+		volume, err := volumeOf(ctx, ec2, l)
+		switch {
+		case err != nil:
+			failures = errors.Join(failures, fmt.Errorf("look for volumes of disk %s/%s: %w", l.UserID, l.DiskName, err))
+		case volume != "":
+			found.about(reservation.Anomaly("lock_without_reservation"),
+				fmt.Sprintf("a disk that no reservation has stays locked: volume %s is there, and nobody knows whether a snapshot holds what is on it", volume),
+				diskName(disk.Key{User: l.UserID, Name: l.DiskName}))
+		default:
+			free = append(free, l)
+		}
+	}
+	return free, failures
+}
+
+// volumeOf returns a volume that is the disk's by its row or by its tags, whatever became of it before; empty where EC2 has
+// none. A list may be empty for nothing: it is asked for twice.
+func volumeOf(ctx context.Context, ec2 EC2, l postgres.IdleLock) (string, error) {
+	if l.VolumeID != "" {
+		v, err := ec2.DescribeVolume(ctx, l.VolumeID)
+		if err == nil && !v.Deleting() {
+			return v.ID, nil
+		}
+		if err != nil && !fault.Is(err, fault.Gone) {
+			return "", err
+		}
+	}
+	for range 2 {
+		tagged, err := ec2.FindVolumes(ctx, disk.Key{User: l.UserID, Name: l.DiskName}.Tags())
+		if err != nil {
+			return "", err
+		}
+		if i := slices.IndexFunc(tagged, func(v disk.Volume) bool { return !v.Deleting() }); i >= 0 {
+			return tagged[i].ID, nil
+		}
+	}
+	return "", nil
 }
 
 func lockDecisions(locks []postgres.IdleLock) []Decision {

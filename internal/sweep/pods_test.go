@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -34,6 +35,8 @@ type cluster struct {
 	untagged  []string
 	refused   []string // snapshots whose tags may not be changed
 	account   disk.Account
+	volumes   []disk.Volume
+	emptyOnce bool // the next list of volumes
 }
 
 func newCluster() *cluster {
@@ -106,6 +109,28 @@ func (c *cluster) DescribeInstance(_ context.Context, id string) (disk.Instance,
 		return disk.Instance{}, fault.Errorf(fault.Gone, "describe instance %s", id)
 	}
 	return i, nil
+}
+
+func (c *cluster) DescribeVolume(_ context.Context, id string) (disk.Volume, error) {
+	for _, v := range c.volumes {
+		if v.ID == id {
+			return v, nil
+		}
+	}
+	return disk.Volume{}, fault.Errorf(fault.Gone, "describe volume %s", id)
+}
+
+func (c *cluster) FindVolumes(_ context.Context, tags map[string]string) (found []disk.Volume, err error) {
+	if c.listFails != nil || c.emptyOnce {
+		c.emptyOnce = false
+		return nil, c.listFails
+	}
+	for _, v := range c.volumes {
+		if maps.Equal(v.Tags, tags) {
+			found = append(found, v)
+		}
+	}
+	return found, nil
 }
 
 func (c *cluster) Account(context.Context) (disk.Account, error) { return c.account, nil }

@@ -25,6 +25,8 @@ type snapshotStore interface {
 // EC2 is EC2, as far as a sweep looks at it; *aws.EC2 is one.
 type EC2 interface {
 	Instances
+	DescribeVolume(ctx context.Context, id string) (disk.Volume, error)
+	FindVolumes(ctx context.Context, tags map[string]string) ([]disk.Volume, error)
 	DescribeSnapshots(ctx context.Context) ([]disk.Snapshot, error)
 	TagSnapshots(ctx context.Context, ids []string, tags map[string]string) error
 	UntagSnapshots(ctx context.Context, ids, keys []string) error

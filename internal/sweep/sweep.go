@@ -120,7 +120,7 @@ func New(store Store, outside Outside, opts Options) *Sweeper {
 	if outside.EC2 != nil {
 		s.parts = append(s.parts, syncs(store), retention(store, outside.EC2))
 	}
-	s.parts = append(s.parts, locks(store), history(store, opts.KeepHistory))
+	s.parts = append(s.parts, locks(store, outside.EC2), history(store, opts.KeepHistory))
 	return s
 }
 
