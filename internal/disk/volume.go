@@ -44,8 +44,8 @@ func (k Key) Choose(volumes []Volume) (id string, undecided []string) {
 	return "", undecided
 }
 
-// Lag is how far EC2's API may be behind what has happened to a volume: it is eventually consistent, and AWS has its users
-// count with up to about five minutes. So long it may deny what there is, even what it has shown before.
+// Lag is how far EC2's API may be behind what has happened to a volume or snapshot: it is eventually consistent, and AWS has
+// its users count with up to about five minutes. So long it may deny what there is, even what it has shown before.
 const Lag = 6 * time.Minute
 
 // Deleting reports whether EC2 is about to forget the volume.

@@ -53,7 +53,7 @@ func TestWhatWasNeverMadeIsLookedForTwiceAndThenTriedAnew(t *testing.T) {
 	}
 	require.Equal(t, "intended", w.snapshots(t), "however often it is looked for, EC2 gets its time")
 	require.Equal(t, 1, w.account.Count(createSnapshot))
-	w.age(t, 2*time.Minute)
+	w.age(t, disk.Lag)
 	require.Equal(t, "snapshotting", w.deliver(t, postgres.Cleanup).Outcome)
 	w.settle(t, 3)
 	require.Equal(t, "abandoned completed", w.snapshots(t))
@@ -186,7 +186,7 @@ func TestAForeignSnapshotIsNeverTakenForOurs(t *testing.T) {
 
 	require.Equal(t, followup.StatePostponed, w.deliver(t, postgres.Cleanup).State)
 	require.Equal(t, "intended", w.snapshots(t), "a copy with all the tags proves nothing")
-	w.age(t, 5*time.Minute)
+	w.age(t, disk.Lag)
 	w.settle(t, 4)
 	require.Equal(t, "abandoned completed", w.snapshots(t))
 	require.NotEqual(t, foreign, w.snapshotID(t))

@@ -15,10 +15,10 @@ import (
 const (
 	// lookPause lies between two looks for what an unanswered request made: EC2's listing lags behind.
 	lookPause = 30 * time.Second
-	// A request is given up after so many looks in vain and so long a time. A snapshot that appears later still is
-	// adopted: it is ours, and counted like any other.
+	// A request is given up after so many looks in vain, the last of them once all of EC2 must have heard of what it made.
+	// A snapshot that appears later still is adopted: it is ours, and counted like any other.
 	looksInVain  = 2
-	abandonAfter = 2 * time.Minute
+	abandonAfter = disk.Lag
 )
 
 // snapshotting is the outcome of a cleanup's disk while the sync goes on with it.
@@ -123,7 +123,7 @@ func (k *Keeper) resume(ctx context.Context, c postgres.CleanupRecord, s postgre
 	if err := k.Store.LookedInVain(ctx, s.IntentID); err != nil {
 		return nil, err
 	}
-	again, err := k.wait(ctx, c, lookPause, fmt.Sprintf("snapshot attempt %d, begun without an answer, is looked for", s.Attempt))
+	again, err := k.wait(ctx, c, lookPause, fmt.Sprintf("snapshot attempt %d, begun without an answer, is looked for: EC2 may have yet to hear of it", s.Attempt))
 	return &again, err
 }
 
