@@ -41,6 +41,11 @@ func TestForeignSnapshotsAreKnownWhateverTheirTags(t *testing.T) {
 	}
 }
 
+func TestASnapshotSaysSinceWhenItsVolumeIsGivenUpForIt(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, map[string]string{"gpu-dev-volume-given-up-at": "1700000000"}, disk.GivenUpTags(time.Unix(1700000000, 5)))
+}
+
 func TestASnapshotWithoutTheUserTagIsNotOurs(t *testing.T) {
 	t.Parallel()
 	for _, tags := range []map[string]string{nil, {}, {disk.TagUser: ""}, {disk.TagDisk: "d"}} {

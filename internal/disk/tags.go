@@ -31,6 +31,7 @@ const (
 	TagAttempt         = "gpu-dev-cleanup-attempt"
 	TagIntent          = "gpu-dev-snapshot-intent"
 	TagCrashConsistent = "gpu-dev-crash-consistent"
+	TagVolumeGivenUp   = "gpu-dev-volume-given-up-at" // unix seconds; from then on the snapshot has to have what was on the volume
 )
 
 // snapshotType is what the platform calls a snapshot taken when a reservation ends.
@@ -117,6 +118,11 @@ func deletionTags(row Row, now time.Time) map[string]string {
 		TagDeleteDate:      row.DeleteDate.UTC().Format(time.DateOnly),
 		TagMarkedDeletedAt: strconv.FormatInt(cmp.Or(row.MarkedDeletedAt, now).Unix(), 10),
 	}
+}
+
+// GivenUpTags returns the tag of a snapshot for which its volume is given up now.
+func GivenUpTags(now time.Time) map[string]string {
+	return map[string]string{TagVolumeGivenUp: strconv.FormatInt(now.Unix(), 10)}
 }
 
 // DeletionTagKeys are the tags that a restored disk's snapshots lose.

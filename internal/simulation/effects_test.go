@@ -40,6 +40,18 @@ func (c *checks) captures(n disk.NewSnapshot) {
 	if r := c.w.people.byID(v.Owner); r != nil {
 		c.require(countedOnce, n.Disk == disk.Key{User: r.user, Name: r.disk}, "volume %s, which is %s's %q, is captured as %s's %q", v.ID, r.user, r.disk, n.Disk.User, n.Disk.Name)
 	}
+	for _, s := range c.w.outside.EC2.Snapshots() {
+		if s.VolumeID == v.ID && s.Tags[disk.TagReservation] == n.ReservationID && s.State != disk.SnapshotError {
+			c.require(countedOnce, !c.stands(s), "volume %s is captured by attempt %d of %s, and attempt %s has made %s", v.ID, n.Attempt, n.ReservationID, s.Tags[disk.TagAttempt], s.ID)
+		}
+	}
+}
+
+// stands reports whether a cleanup may go on from a snapshot that it has made: it has not seen a writer since.
+func (c *checks) stands(s *model.Snapshot) bool {
+	return column[bool](c.w.data, `
+		select exists (select from expiry.snapshots join expiry.cleanups using (reservation_id) where intent_id::text = $1 and intended_at >= writer_gone_at)`,
+		s.Tags[disk.TagIntent])[0]
 }
 
 // volumeGoes judges the end of a volume.
@@ -82,6 +94,11 @@ func (c *checks) snapshotGoes(s *model.Snapshot) {
 		newer := 0
 		for _, o := range c.w.outside.EC2.Snapshots() {
 			if o.Key() == s.Key() && o.State == disk.SnapshotCompleted && o.StartedAt.After(s.StartedAt) {
+				newer++
+			}
+		}
+		for _, o := range c.w.people.tidied { // which is listed for minutes
+			if o.Key() == s.Key() && o.StartedAt.After(s.StartedAt) && now.Sub(o.at) <= staleFor {
 				newer++
 			}
 		}

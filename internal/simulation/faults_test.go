@@ -25,6 +25,7 @@ type faults struct {
 	empty   time.Time                                      // when a list of volumes last showed nothing
 	behind  *model.EC2                                     // a part of EC2's API that lags behind; nil: none does
 	heard   time.Time                                      // when it was as EC2 is
+	deaf    bool                                           // everybody reaches that part
 	decide  func(p *process, service, what string) outcome // instead of chance; else nil
 }
 
@@ -81,7 +82,7 @@ const staleFor = 5 * time.Minute
 // lag has a part of EC2's API hear of what is there every few minutes only.
 func (f *faults) lag() {
 	if f.perCall[ec2] > 0 {
-		f.behind, f.heard = f.w.outside.EC2.Copy(), f.w.now()
+		f.behind, f.heard, f.deaf = f.w.outside.EC2.Copy(), f.w.now(), f.w.oneIn(4)
 		f.w.in(f.w.between(10*time.Second, staleFor), "lag", f.lag)
 	}
 }

@@ -164,7 +164,7 @@ type amazon struct {
 // Whatever is deleted, detached or made is what is there now.
 func (a amazon) read() *model.EC2 {
 	f := a.w.faults
-	if f.behind == nil || a.w.now().Sub(f.heard) > staleFor || !a.w.oneIn(f.perCall[ec2]/2) {
+	if f.behind == nil || a.w.now().Sub(f.heard) > staleFor || !f.deaf && !a.w.oneIn(f.perCall[ec2]/2) {
 		return a.EC2
 	}
 	f.count("ec2: stale answer")
@@ -252,6 +252,7 @@ func (a amazon) DescribeSnapshot(ctx context.Context, id string) (disk.Snapshot,
 			return disk.Snapshot{}, fault.Errorf(fault.Gone, "describe %s: it is not in this account", id)
 		}
 		s, err := a.read().DescribeSnapshot(ctx, id)
+		a.w.people.tidyUp(a.w, id)
 		if a.w.sabotaged(pendingCompleted) {
 			s.State = disk.SnapshotCompleted
 		}

@@ -20,6 +20,13 @@ type people struct {
 	awayTil time.Time // until when another cluster answers
 	otherTo time.Time // until when another AWS account answers
 	paused  outage    // while which the service rests
+	tidied  []tidied
+}
+
+// tidied is a snapshot of a cleanup's that somebody has deleted.
+type tidied struct {
+	*model.Snapshot
+	at time.Time
 }
 
 var (
@@ -273,6 +280,23 @@ func (p *people) makePod(w *world, r *reservation, created time.Time) {
 	if s := out.Cluster.Service("gpu-dev", pod.SSHService(r.podName)); s != nil {
 		s.Created = made.Created
 	}
+}
+
+// tidyUp has an administrator delete a snapshot that a process has just seen completed, now and then, while its volume is still
+// there: by hand, without a word to anybody, and for a while only who writes hears of it.
+func (p *people) tidyUp(w *world, id string) {
+	s := w.outside.EC2.Snapshot(id)
+	if w.quiet || w.depth > 0 || w.faults.perCall[ec2] == 0 || w.service.keep || s == nil || s.State != disk.SnapshotCompleted || !w.oneIn(2) {
+		return
+	}
+	if v := w.outside.EC2.Volume(s.VolumeID); v == nil || v.Deleting() {
+		return
+	}
+	w.faults.count("ec2: snapshot deleted by hand")
+	w.say("admin", "deletes snapshot %s of %s", id, s.VolumeID)
+	w.faults.behind, w.faults.heard, w.faults.deaf = w.outside.EC2.Copy(), w.now(), true
+	w.outside.EC2.Lose(id)
+	p.tidied = append(p.tidied, tidied{s, w.now()})
 }
 
 // restore makes a volume from the disk's newest completed snapshot.

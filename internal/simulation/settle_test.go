@@ -209,6 +209,7 @@ func (c *checks) atTheEnd() {
 		c.require(cleanedUp, status(c.w, owner) == "" || (&row{Status: status(c.w, owner)}).live(), "rule %s of %s is still there", arn, owner)
 	}
 	c.disksAtTheEnd()
+	c.volumesAtTheEnd()
 	c.factsAtTheEnd()
 	c.warningsAtTheEnd()
 }
@@ -237,7 +238,20 @@ func (c *checks) disksAtTheEnd() {
 				counted++
 			}
 		}
+		for _, s := range c.w.people.tidied { // of which nobody has heard
+			if s.Key() == key && column[bool](c.w.data, "select exists (select from expiry.snapshots where snapshot_id = $1 and state = 'completed')", s.ID)[0] {
+				counted++
+			}
+		}
 		c.require(countedOnce, d.Count == counted, "disk %s of %s counts %d snapshots, there are %d completed ones", d.Name, d.User, d.Count, counted)
+	}
+}
+
+// volumesAtTheEnd looks whether what the books call deleted is.
+func (c *checks) volumesAtTheEnd() {
+	for _, id := range column[string](c.w.data, "select distinct volume_id from expiry.snapshots where volume_deleted_at is not null order by 1") {
+		v := c.w.outside.EC2.Volume(id)
+		c.require(cleanedUp, v == nil || v.State == disk.VolumeDeleting, "volume %s is recorded as deleted, and is there", id)
 	}
 }
 

@@ -49,6 +49,8 @@ func (a *Sync) aside(ctx context.Context, s postgres.SnapshotRecord) (followup.R
 		return followup.LookAgain(asidePause), nil
 	case errors.Is(err, errAnothers), err == nil && verdict != postgres.DiskOurs:
 		return a.keepAside(ctx, s, "somebody has found a use for it")
+	case errors.Is(err, errVanished):
+		return a.keepAside(ctx, s, "its snapshot is gone")
 	case err != nil:
 		return followup.Result{}, err
 	}

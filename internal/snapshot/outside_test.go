@@ -118,6 +118,10 @@ func (o *outside) DeleteSnapshot(ctx context.Context, id string) error {
 	return do(o, "DeleteSnapshot", func() error { return o.EC2.DeleteSnapshot(ctx, id) })
 }
 
+func (o *outside) TagSnapshots(ctx context.Context, ids []string, tags map[string]string) error {
+	return do(o, "TagSnapshots", func() error { return o.EC2.TagSnapshots(ctx, ids, tags) })
+}
+
 func (o *outside) ClusterUID(ctx context.Context) (string, error) {
 	return call(o, "ClusterUID", func() (string, error) { return o.Cluster.ClusterUID(ctx) })
 }

@@ -114,6 +114,8 @@ func (a *Sync) release(ctx context.Context, c postgres.CleanupRecord, s postgres
 		}
 	}
 	switch {
+	case gone && a.unheard(s):
+		return postgres.DiskBusy, nil
 	case gone:
 	case a.opts.KeepVolumes || held:
 		fate = postgres.VolumeKept
@@ -140,6 +142,12 @@ func (a *Sync) release(ctx context.Context, c postgres.CleanupRecord, s postgres
 		verdict = postgres.DiskReleased
 	}
 	return verdict, err
+}
+
+// unheard reports whether it means nothing yet that EC2 does not know the volume: nobody is known to have deleted it, and
+// not all of EC2 may have heard of it.
+func (a *Sync) unheard(s postgres.SnapshotRecord) bool {
+	return s.VolumeDeletedAt.IsZero() && s.Now.Sub(s.IntendedAt) < a.opts.Lag
 }
 
 // held reports whether the volume has to be kept for a while beside its snapshot.
@@ -183,7 +191,26 @@ func (a *Sync) keepable(ctx context.Context, c postgres.CleanupRecord, s postgre
 	if gone, why := disk.WriterGone(v); !gone {
 		return fmt.Errorf("%w: %s", errWriterBack, why)
 	}
+	if !a.opts.KeepVolumes {
+		if err := a.giveUp(ctx, s); err != nil {
+			return err
+		}
+	}
 	return a.removeClaim(ctx, c)
+}
+
+// giveUp notes on the snapshot that its volume is given up for it. Only such a write tells that it is there: what EC2
+// describes may have been deleted minutes ago.
+func (a *Sync) giveUp(ctx context.Context, s postgres.SnapshotRecord) error {
+	err := a.EC2.TagSnapshots(ctx, []string{s.SnapshotID}, disk.GivenUpTags(s.Now))
+	gone, err := a.home.Gone(ctx, err)
+	switch {
+	case gone:
+		return vanished(s)
+	case fault.Is(err, fault.Permanent):
+		return fmt.Errorf("volume %s kept: allow ec2:CreateTags with key %s on snapshots, as in iam-policy.json: %w", s.VolumeID, disk.TagVolumeGivenUp, err)
+	}
+	return err
 }
 
 // deleteVolume asks EC2 to delete the volume if at this moment, under the disk's lock, everything speaks for it.
@@ -200,8 +227,13 @@ func (a *Sync) deleteVolume(ctx context.Context, s postgres.SnapshotRecord) (pos
 // deleteProven deletes the volume if the snapshot, as EC2 describes both now, holds all that was on it.
 func (a *Sync) deleteProven(ctx context.Context, s postgres.SnapshotRecord, account string) error {
 	v, gone, err := a.volume(ctx, s.VolumeID)
-	if err != nil || gone || v.State == disk.VolumeDeleting {
+	switch {
+	case err != nil:
 		return err
+	case gone && a.unheard(s):
+		return errVolumeGone
+	case gone || v.State == disk.VolumeDeleting:
+		return nil
 	}
 	if err := own(v, keyOf(s)); err != nil {
 		return err
@@ -218,6 +250,9 @@ func (a *Sync) deleteProven(ctx context.Context, s postgres.SnapshotRecord, acco
 	}
 	if ok, why := disk.MayDelete(v, &seen, captureOf(s), account, s.Now); !ok {
 		return fault.Errorf(fault.Permanent, "volume kept: %s", why)
+	}
+	if err := a.giveUp(ctx, s); err != nil {
+		return err
 	}
 	a.opts.Log.InfoContext(ctx, "delete volume", "volume", v.ID, "snapshot", s.SnapshotID,
 		"reason", "its snapshot has completed, and nothing has written to it since")

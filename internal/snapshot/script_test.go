@@ -277,6 +277,10 @@ func (a amazon) FindSnapshots(context.Context, map[string]string) ([]disk.Snapsh
 
 func (a amazon) DeleteSnapshot(context.Context, string) error { return a.call("ec2:DeleteSnapshot") }
 
+func (a amazon) TagSnapshots(context.Context, []string, map[string]string) error {
+	return a.call("ec2:TagSnapshots")
+}
+
 func (a amazon) CreateSnapshot(context.Context, disk.NewSnapshot) (disk.Snapshot, error) {
 	return *a.seen, a.call("ec2:CreateSnapshot")
 }

@@ -69,6 +69,7 @@ type EC2 interface {
 	FindSnapshots(ctx context.Context, tags map[string]string) ([]disk.Snapshot, error)
 	CreateSnapshot(ctx context.Context, n disk.NewSnapshot) (disk.Snapshot, error)
 	DeleteSnapshot(ctx context.Context, id string) error
+	TagSnapshots(ctx context.Context, ids []string, tags map[string]string) error
 }
 
 // Cluster has Kubernetes' objects for volumes; *kube.Cluster is one.

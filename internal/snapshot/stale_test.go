@@ -68,6 +68,92 @@ func TestAVolumeThatEC2DoesNotKnowIsLostOnlyOnceItsPodIsGoneForSixMinutes(t *tes
 	}
 }
 
+func TestAVolumeThatEC2DoesNotKnowIsDeletedOnlyOnceAllOfItMustHaveHeardOfIt(t *testing.T) {
+	t.Parallel()
+	released := followup.Done(postgres.OutcomeReleased)
+	for name, c := range map[string]struct {
+		denied string        // from which call on
+		begun  time.Duration // that the snapshot was
+		asked  bool          // to delete it, before
+		want   followup.Result
+	}{
+		"young":                     {"DescribeVolume 1", disk.Lag - 1, false, followup.LookAgain(10 * time.Second)},
+		"young, under the lock":     {"DescribeVolume 2", disk.Lag - 1, false, followup.LookAgain(5 * time.Second)},
+		"young, and asked to go":    {"DescribeVolume 1", disk.Lag - 1, true, released},
+		"six minutes old":           {"DescribeVolume 1", disk.Lag, false, released},
+		"the same, under the lock":  {"DescribeVolume 2", disk.Lag, false, released},
+		"known until it is deleted": {"DescribeVolume 3", 0, false, released},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newScript()
+			s.record.IntendedAt = s.now.Add(-c.begun)
+			if c.asked {
+				s.record.VolumeDeletedAt = s.now
+			}
+			for n := int(c.denied[len(c.denied)-1] - '0'); n < 6; n++ {
+				s.errs[fmt.Sprintf("DescribeVolume %d", n)] = fault.Errorf(fault.Gone, "no such volume")
+			}
+			got, err := s.sync(t)
+			require.NoError(t, err)
+			require.Equal(t, c.want, got)
+			require.Equal(t, c.want == released, s.count("ReleaseDisk") == 1, "%v", s.calls)
+		})
+	}
+}
+
+// What EC2 describes may have been deleted minutes ago, which only who writes is told.
+func TestAVolumeIsGivenUpOnlyForASnapshotOnWhichEC2TakesANote(t *testing.T) {
+	t.Parallel()
+	const young = 10*time.Minute - 1
+	aside := func(s *script) { s.record.CrashConsistent = true }
+	over := func(s *script) {
+		s.record.CrashConsistent, s.seen.StartedAt = true, s.now.Add(-disk.CrashConsistentHold)
+		s.record.VolumeAsideAt, s.verdicts["WithDisk"] = s.now.Add(-time.Hour), postgres.DiskSettled
+	}
+	gone, refused := fault.Errorf(fault.Gone, "no such snapshot"), fault.Errorf(fault.Permanent, "UnauthorizedOperation")
+	for name, c := range map[string]struct {
+		of    func(*script)
+		age   time.Duration
+		said  error
+		want  followup.Result
+		calls string // which records what became of it
+		fails string
+	}{
+		"to be deleted":                {nil, time.Hour, nil, followup.Done(postgres.OutcomeReleased), "ec2:DeleteVolume", ""},
+		"to be deleted, gone":          {nil, time.Hour, gone, followup.Done("vanished"), "VanishedSnapshot", ""},
+		"to be deleted, perhaps gone":  {nil, young, gone, followup.LookAgain(young / 5), "", ""},
+		"to be deleted, not allowed":   {nil, time.Hour, refused, followup.Result{}, "", "allow ec2:CreateTags with key gpu-dev-volume-given-up-at"},
+		"to be deleted, no answer":     {nil, time.Hour, errSaid, followup.Result{}, "", errSaid.Error()},
+		"to be set aside":              {aside, time.Hour, nil, followup.Done(postgres.OutcomeReleased), "FinishReleased", ""},
+		"to be set aside, gone":        {aside, time.Hour, gone, followup.Done("vanished"), "VanishedSnapshot", ""},
+		"to be set aside, not allowed": {aside, time.Hour, refused, followup.Result{}, "", "volume " + scripted + " kept"},
+		"set aside for long":           {over, time.Hour, nil, followup.Done(postgres.OutcomeReleased), "ec2:DeleteVolume", ""},
+		"set aside for long, gone":     {over, time.Hour, gone, followup.Done("volume_kept"), "RecordVolumeKept", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newScript()
+			s.record.IntendedAt = s.now.Add(-c.age)
+			if c.of != nil {
+				c.of(s)
+			}
+			s.errs["ec2:TagSnapshots"] = c.said
+			got, err := s.sync(t)
+			if c.fails != "" {
+				require.ErrorContains(t, err, c.fails)
+			} else {
+				require.NoError(t, err)
+			}
+			require.Equal(t, c.want, got)
+			for _, call := range []string{"ec2:DeleteVolume", "VanishedSnapshot", "RecordVolumeKept", "FinishReleased"} {
+				happens := call == c.calls || call == "FinishReleased" && c.calls == "ec2:DeleteVolume" && s.record.VolumeAsideAt.IsZero()
+				require.Equal(t, happens, s.count(call) == 1, "%s of %v", call, s.calls)
+			}
+		})
+	}
+}
+
 func TestThatAVolumeIsAvailableIsBelievedOnceEC2HasHeardThatItWasAttached(t *testing.T) {
 	t.Parallel()
 	const young = disk.Lag - 1

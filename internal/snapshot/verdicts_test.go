@@ -236,6 +236,7 @@ func TestAVolumeThatGoesAsItIsToBeDeletedIsGone(t *testing.T) {
 	t.Parallel()
 	for _, call := range []string{"DescribeVolume 2", "ec2:DeleteVolume"} {
 		s := newScript()
+		s.record.IntendedAt = s.now.Add(-disk.Lag)
 		gone := fault.Errorf(fault.Gone, "no such volume")
 		s.errs[call], s.errs["DescribeVolume 3"], s.errs["DescribeVolume 4"] = gone, gone, gone
 		got, err := s.sync(t)
@@ -259,6 +260,7 @@ func TestAVolumeSetAsideIsNotSaidToBeDeletedWhileEC2IsAtIt(t *testing.T) {
 func TestOfAVolumeThatIsGoneNothingIsAskedAnyMore(t *testing.T) {
 	t.Parallel()
 	s := newScript()
+	s.record.IntendedAt = s.now.Add(-disk.Lag)
 	delete(s.volumes, scripted)
 	s.errs["DescribeSnapshot"] = errSaid
 	got, err := s.sync(t)

@@ -115,6 +115,12 @@ func (e *EC2) Volumes() []*Volume { return inOrder(e.volumes) }
 // Snapshots returns every snapshot, in order of ids.
 func (e *EC2) Snapshots() []*Snapshot { return inOrder(e.snapshots) }
 
+// Snapshot returns a snapshot, nil where there is none.
+func (e *EC2) Snapshot(id string) *Snapshot { return e.snapshots[id] }
+
+// Lose has somebody delete a snapshot.
+func (e *EC2) Lose(id string) { delete(e.snapshots, id) }
+
 // Instances returns every instance, in order of ids.
 func (e *EC2) Instances() []*disk.Instance { return inOrder(e.instances) }
 
