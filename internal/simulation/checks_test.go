@@ -8,6 +8,7 @@ import (
 
 	ce "github.com/cloudevents/sdk-go/v2/event"
 
+	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/sweep"
 )
 
@@ -39,8 +40,9 @@ type checks struct {
 	violated []violation
 	checked  map[string]int // how often each invariant was looked at with something at stake
 
-	seen     int64 // of the audit
-	touched  int   // effects and writes of the service's, so far
+	seen     int64             // of the audit
+	touched  int               // effects and writes of the service's, so far
+	states   map[string]string // of the service's snapshots, by intent, when something was counted last
 	warnings []written
 	toWarn   []written                 // whom to warn from when on
 	facts    map[string]map[int64]fact // subject → sequence
@@ -61,7 +63,7 @@ type fact struct {
 type truth struct{ kind, subject string }
 
 func newChecks(w *world) *checks {
-	return &checks{w: w, checked: map[string]int{}, facts: map[string]map[int64]fact{}}
+	return &checks{w: w, checked: map[string]int{}, states: map[string]string{}, facts: map[string]map[int64]fact{}}
 }
 
 func (c *checks) broken() bool { return len(c.violated) > 0 }
@@ -87,6 +89,7 @@ type row struct {
 	InUse         bool    `json:"in_use"`
 	ReservationID string  `json:"reservation_id"`
 	Pending       int     `json:"pending_snapshot_count"`
+	Count         int     `json:"snapshot_count"`
 }
 
 func (r *row) deadline() (time.Time, bool) {
@@ -147,6 +150,7 @@ func (c *checks) step() {
 func (c *checks) changes() {
 	changes := read[change](c.w.data, `
 		select n, at, nullif(who, ''), what, id, old_row::text, new_row::text from sim.audit where n > $1 order by at, what, id, n`, c.seen)
+	counted := map[disk.Key]counts{}
 	for _, ch := range changes {
 		c.seen = max(c.seen, ch.N)
 		before, after := parseRow(ch.OldRow), parseRow(ch.NewRow)
@@ -159,6 +163,15 @@ func (c *checks) changes() {
 			c.ended(ch, before, after)
 		case ch.What == "disks" && after != nil:
 			c.diskChanged(ch, before, after, service)
+			if service && before != nil {
+				key := disk.Key{User: after.UserID, Name: after.DiskName}
+				counted[key] = counted[key].plus(before, after)
+			}
+		}
+	}
+	for key, n := range counted {
+		if n != (counts{}) {
+			c.flipped(key, n)
 		}
 	}
 }

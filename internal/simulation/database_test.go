@@ -127,7 +127,7 @@ func newDatabase(t testing.TB) *database {
 	require.NoError(t, postgres.Migrate(ctx, d.url))
 	d.users, d.broom = d.connect(), d.connect()
 	d.run(d.users, audited("reservations", "reservation_id", "status", "expires_at", "current_detailed_status")+
-		audited("disks", "disk_id", "user_id", "disk_name", "in_use", "reservation_id", "pending_snapshot_count")+
+		audited("disks", "disk_id", "user_id", "disk_name", "in_use", "reservation_id", "pending_snapshot_count", "snapshot_count")+
 		"set sim.who = 'user'")
 	var tables []string
 	sweep := ""

@@ -37,6 +37,8 @@ const (
 	snapshotsForeign = "EC2's adapter says of a snapshot made without tags that this service made it"
 	lockedAgain      = "a disk that is released is locked again"
 	pendingForgotten = "more pending snapshots are taken off a disk than it has"
+	pendingTwice     = "a completed snapshot is taken off the pending ones twice"
+	unheldReleased   = "a sweep releases every disk that no reservation has"
 	recordsStay      = "the adapter says that it has deleted the records that it has not"
 	warnedLate       = "a cleanup warns once more"
 	warnedTwice      = "a warning's fact is recorded twice"
@@ -55,6 +57,7 @@ var rude = map[string]string{
 	activeFails:     "update reservations set status = 'failed' where status = 'active'",
 	endedAgain:      "update reservations set status = 'expired' where status = 'cancelled'",
 	liveReleased:    "update disks set in_use = false where in_use",
+	unheldReleased:  "update disks set in_use = false where in_use and reservation_id is null",
 }
 
 // sabotages is what must make which checker fail, told by what it says where an invariant has several; most break
@@ -85,6 +88,8 @@ var sabotages = []struct {
 	{volumeProven, snapshotsForeign, "was not made by us", 1},
 	{diskSettled, lockedAgain, "stays locked", 3},
 	{countedOnce, pendingForgotten, "has -1 pending", 1},
+	{countedOnce, pendingTwice, "its snapshots allow", 1},
+	{diskSettled, unheldReleased, "which nobody has", 75},
 	{unknownNotGone, activeFails, "its pod never died", 1},
 	{warnedInTime, warnedLate, "which has ended", 2},
 	{warnedInTime, warnedTwice, "is recorded twice", 1},
@@ -131,11 +136,16 @@ func (s store) BeginSweep(ctx context.Context, id uuid.UUID, trigger, holder str
 		seen.Pause = nil
 	}
 	if sql := rude[s.w.sabotage]; sql != "" {
-		s.w.data.tell()
-		s.w.data.changed(writing{rows: true})
-		s.w.data.run(s.w.data.users, "reset sim.who; "+sql+"; set sim.who = 'user'")
+		s.w.data.asService(sql)
 	}
 	return lease, seen, begun, err
+}
+
+// asService has the simulation write what counts as the service's doing.
+func (d *database) asService(sql string) {
+	d.tell()
+	d.changed(writing{rows: true})
+	d.run(d.users, "reset sim.who; "+sql+"; set sim.who = 'user'")
 }
 
 func (s store) CompleteSnapshot(ctx context.Context, r postgres.SnapshotRecord, seen disk.Snapshot) (bool, error) {
@@ -145,6 +155,9 @@ func (s store) CompleteSnapshot(ctx context.Context, r postgres.SnapshotRecord, 
 	}
 	if counted && s.w.sabotaged(pendingForgotten) {
 		s.w.data.platform(statement{"update disks set pending_snapshot_count = pending_snapshot_count - 1 where user_id = $1 and disk_name = $2", []any{r.User, r.DiskName}})
+	}
+	if counted && s.w.sabotaged(pendingTwice) {
+		s.w.data.asService("update disks set pending_snapshot_count = pending_snapshot_count - 1 where pending_snapshot_count > 0")
 	}
 	return counted, err
 }
