@@ -53,6 +53,7 @@ type checks struct {
 type written struct {
 	owner, file, content string
 	at                   time.Time
+	astray               bool // its pod's name is a live one's, too, in whose life the pod was made
 }
 
 type fact struct {

@@ -112,7 +112,9 @@ func (c *checks) file(e model.Effect) {
 	if !strings.HasPrefix(e.File.Name, "WARN_") {
 		return
 	}
-	c.warnings = append(c.warnings, written{e.Owner, e.File.Name, e.File.Content, c.w.now()})
+	of := c.w.people.byID(e.Owner)
+	astray := of != nil && c.nameTaken(of)
+	c.warnings = append(c.warnings, written{e.Owner, e.File.Name, e.File.Content, c.w.now(), astray})
 	type state struct {
 		Status string
 		Ends   *time.Time
@@ -126,7 +128,7 @@ func (c *checks) file(e model.Effect) {
 	const way = time.Minute
 	r := rows[0]
 	late := r.Ended != nil && r.Status != "active" && c.w.now().Sub(*r.Ended) > way
-	c.require(warnedInTime, !late, "%s is written to %s, which has ended at %v", e.File.Name, e.Owner, r.Ended)
+	c.require(warnedInTime, !late || astray, "%s is written to %s, which has ended at %v", e.File.Name, e.Owner, r.Ended)
 }
 
 // diskChanged judges a change of a disk's row.
