@@ -190,6 +190,11 @@ func (a amazon) DescribeVolume(ctx context.Context, id string) (disk.Volume, err
 		if a.w.sabotaged(volumesFree) {
 			v.State, v.Attachments = disk.VolumeAvailable, nil
 		}
+		if there := a.Volume(id); there != nil && a.w.sabotaged(volumesLeft) {
+			if held, _ := a.w.checks.held(there); held {
+				return disk.Volume{}, fault.Errorf(fault.Gone, "describe %s: it has a snapshot", id)
+			}
+		}
 		return v, err
 	})
 }
@@ -236,7 +241,7 @@ func (a amazon) FindSnapshots(ctx context.Context, tags map[string]string) ([]di
 }
 
 func (a amazon) page(ctx context.Context, list func(context.Context) ([]disk.Snapshot, error)) ([]disk.Snapshot, error) {
-	if a.w.people.otherAccount(ctx, a.w) {
+	if a.w.people.otherAccount(ctx, a.w) || a.w.sabotaged(snapshotsHidden) {
 		return nil, nil
 	}
 	if a.w.oneIn(a.w.faults.perCall[ec2]) {
@@ -274,6 +279,9 @@ func (a amazon) CreateSnapshot(ctx context.Context, n disk.NewSnapshot) (disk.Sn
 		s, err := a.EC2.CreateSnapshot(ctx, n)
 		if err == nil && a.w.sabotaged(snapshotsForeign) {
 			return s, a.EC2.UntagSnapshots(ctx, []string{s.ID}, []string{disk.TagReservation})
+		}
+		if err == nil && a.w.sabotaged(snapshotsHidden) {
+			return s, fault.Errorf(fault.Transient, "create snapshot of %s: no answer", n.VolumeID)
 		}
 		return s, err
 	})

@@ -48,6 +48,8 @@ const (
 	activeFails      = "a sweep has whoever is active fail"
 	endedAgain       = "a sweep expires whom users have cancelled"
 	liveReleased     = "a sweep releases the disks of those who live"
+	snapshotsHidden  = "EC2's adapter has no answer for who makes a snapshot, and lists none"
+	volumesLeft      = "EC2's adapter takes every volume for gone of which there is a snapshot"
 )
 
 // rude is what a sweep writes in a sabotaged world, whatever it decides.
@@ -96,6 +98,8 @@ var sabotages = []struct {
 	{cleanedUp, recordsStay, "record ", 1},
 	{factsGapless, numbersReused, "two facts", 1},
 	{newIsSafe, liveReleased, "is released, and its holder", 1},
+	{countedOnce, snapshotsHidden, "is captured by attempt 2", 1},
+	{cleanedUp, volumesLeft, "is recorded as deleted", 1},
 }
 
 // TestEveryInvariantCanBeSeenToBreak runs sabotaged worlds until each checker has failed.
