@@ -158,6 +158,13 @@ func (a *Action) run(ctx context.Context, d *delivery, s step) (result, error) {
 		d.checked = true
 	}
 	r, err := s.run(ctx, d)
+	if u, ok := errors.AsType[*unheardError](err); ok && u.left <= a.patience(ctx) { // else it were a whole tick's wait
+		if err := errors.Join(a.opts.Sleep(ctx, u.left), a.reload(ctx, d)); err != nil {
+			return result{}, err
+		}
+		d.pod = nil // as it is now
+		r, err = s.run(ctx, d)
+	}
 	if u, ok := errors.AsType[*unheardError](err); ok {
 		return waiting(u.again, u.Error())
 	}
@@ -182,14 +189,18 @@ func (a *Action) recordFailure(ctx context.Context, d *delivery, s step, cause e
 // spare is how much of a delivery's time is left for what follows a wait: a last look, and recording it.
 const spare = 15 * time.Second
 
+// patience is how long the delivery may wait from now on.
+func (a *Action) patience(ctx context.Context) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return min(a.opts.Patience, time.Until(deadline)-spare)
+	}
+	return a.opts.Patience
+}
+
 // until looks again at each interval, for as long as a delivery may wait, until look says true. An error of look is its
 // result only if the last look failed too: what fails for a moment is looked at again.
 func (a *Action) until(ctx context.Context, interval time.Duration, look func(context.Context) (bool, error)) (bool, error) {
-	patience := a.opts.Patience
-	if deadline, ok := ctx.Deadline(); ok {
-		patience = min(patience, time.Until(deadline)-spare)
-	}
-	end := a.opts.Now().Add(patience)
+	end := a.opts.Now().Add(a.patience(ctx))
 	for {
 		ok, err := look(ctx)
 		if ok || ctx.Err() != nil || !a.opts.Now().Add(interval).Before(end) {

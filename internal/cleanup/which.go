@@ -168,8 +168,8 @@ func (n named) last(aside []string) string {
 
 // unheardError says that EC2 denies something of which it may not have heard: the step waits.
 type unheardError struct {
-	denies string
-	again  time.Duration // when to look again
+	denies      string
+	again, left time.Duration // when to look again, and until it is believed
 }
 
 func (u *unheardError) Error() string {
@@ -180,7 +180,7 @@ func (u *unheardError) Error() string {
 func (a *Action) heard(c postgres.CleanupRecord, denies string) error {
 	since := c.Now.Sub(c.RequestedAt)
 	if left := a.opts.Lag - since; left > 0 {
-		return &unheardError{denies, min(left, max(10*time.Second, since/2))}
+		return &unheardError{denies, min(left, max(10*time.Second, since/2)), left}
 	}
 	return nil
 }

@@ -364,3 +364,40 @@ func TestOfAVolumeThatTheDisksRowAloneNamesTheOneMadeForTheReservationIsTheDisk(
 	_, err := somewhere{broken: "the tags"}.action().newer(t.Context(), postgres.CleanupRecord{}, key, answer{id: "a", from: theDisk})
 	require.ErrorContains(t, err, "the tags is away")
 }
+
+// waiter is a cleanup whose record grows older while its step waits.
+type waiter struct {
+	Store
+	record postgres.CleanupRecord
+}
+
+func (w *waiter) BeginStep(context.Context, string, postgres.Step) error { return nil }
+
+func (w *waiter) LoadCleanup(context.Context, string) (postgres.CleanupRecord, bool, error) {
+	return w.record, true, nil
+}
+
+func TestWhatEC2WillHaveHeardOfWithinADeliveryIsWaitedForInIt(t *testing.T) {
+	t.Parallel()
+	for left, waits := range map[time.Duration]bool{time.Second: true, time.Minute: true, time.Minute + 1: false} {
+		w := &waiter{}
+		w.record.Now = w.record.RequestedAt.Add(disk.Lag - left)
+		var slept time.Duration
+		a := New(World{Store: w}, Options{Sleep: func(_ context.Context, pause time.Duration) error {
+			slept += pause
+			w.record.Now = w.record.Now.Add(pause)
+			return nil
+		}})
+		r, err := a.run(t.Context(), &delivery{record: w.record}, step{run: func(_ context.Context, d *delivery) (result, error) {
+			return result{outcome: done}, a.heard(d.record, "denies it")
+		}})
+		require.NoError(t, err)
+		if waits {
+			require.Equal(t, left, slept)
+			require.Equal(t, done, r.outcome)
+			continue
+		}
+		require.Zero(t, slept, "that is a later delivery's")
+		require.Positive(t, r.again)
+	}
+}
