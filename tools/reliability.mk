@@ -1,10 +1,10 @@
 # What takes longer than a test may: crashes, faults, races and inputs by the thousand. docs/reliability.md has the figures.
 
-# Whatever comes of it, the stack stays up.
-IN_STACK = trap '$(STILL_UP)' EXIT; set -a; source $${STACK_DIR:-.stack}/env; set +a
+# Whatever comes of it, the last lines say what failed, and that the stack stays up.
+IN_STACK = shown=$$(mktemp); trap 'grep -E "^ *--- FAIL" $$shown || :; rm $$shown; $(STILL_UP)' EXIT; set -a; source $${STACK_DIR:-.stack}/env; set +a
 
 # Of tests within tests, those that failed.
-SHOWN := 2>&1 | grep --line-buffered -vE '^=== |testdbconf|^ +--- PASS'
+SHOWN := 2>&1 | grep --line-buffered -vE '^=== |testdbconf|^ +--- PASS' | tee -a $$shown
 
 .PHONY: crashtest
 crashtest: stack-up ## Kill processes at every call they make (CRASH_EVERY=10: at each tenth), and put every fault on the wire

@@ -84,7 +84,7 @@ func TestAProcessMayDieAtEveryCall(t *testing.T) {
 			judge(outlive(d, seed))
 		}
 	} else {
-		many(t, picked, judge)
+		many(t, "crash points", picked, judge)
 	}
 	t.Logf("calls %v, %d crash points, %d tried in process, %d ended differently", calls, len(points), len(picked), differ)
 }

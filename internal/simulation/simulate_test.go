@@ -1,14 +1,17 @@
 package simulation
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/signal"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -34,7 +37,7 @@ func TestSimulation(t *testing.T) {
 	case *workerFlag:
 		work(t, os.Stdin, os.NewFile(3, "reports"), run)
 	case *seedsFlag != 0:
-		many(t, seeds(*fromFlag, *seedsFlag), func(r report) { failed(t, r) })
+		many(t, "seeds", seeds(*fromFlag, *seedsFlag), func(r report) { failed(t, r) })
 	default:
 		fresh := rand.Uint64N(1 << 40)
 		t.Logf("a fresh seed: %d", fresh)
@@ -54,16 +57,24 @@ func seeds(from uint64, n int) (all []uint64) {
 	return all
 }
 
-// many runs seeds side by side, and says how far it is.
-func many(t *testing.T, all []uint64, done func(report)) {
+// many runs seeds, or what is called so, side by side, and says how far it is. Interrupted, it ends with those that are
+// under way; a second time, at once.
+func many(t *testing.T, called string, all []uint64, done func(report)) {
 	t.Helper()
-	tally := newTally(len(all))
+	ctx, heed := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer heed()
+	context.AfterFunc(ctx, heed)
+	tally := newTally(called, len(all))
 	stop := tally.show(os.Stdout)
 	to := make(chan uint64)
 	go func() {
 		defer close(to)
 		for _, seed := range all {
-			to <- seed
+			select {
+			case to <- seed:
+			case <-ctx.Done():
+				return
+			}
 		}
 	}()
 	var workers sync.WaitGroup
@@ -77,6 +88,9 @@ func many(t *testing.T, all []uint64, done func(report)) {
 	workers.Wait()
 	stop()
 	tally.table(os.Stdout)
+	if ctx.Err() != nil {
+		t.Errorf("interrupted: these are not all %d %s", len(all), called)
+	}
 }
 
 // failed tells what was broken and how to see it again, and for the first few the history.
@@ -101,7 +115,7 @@ var failures atomic.Int32
 func replay(t *testing.T, seed uint64) {
 	t.Helper()
 	w := newWorld(newDatabase(t), seed, "")
-	sums := newTally(1)
+	sums := newTally("seeds", 1)
 	sums.add(w.report())
 	tell(os.Stdout, seed, w.history)
 	sums.table(os.Stdout)

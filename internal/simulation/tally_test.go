@@ -11,6 +11,7 @@ import (
 
 // tally adds up what seeds were about.
 type tally struct {
+	called              string // what is counted
 	mu                  sync.Mutex
 	of, seeds, broken   int
 	steps, calls, fault int
@@ -18,8 +19,8 @@ type tally struct {
 	began               time.Time
 }
 
-func newTally(of int) *tally {
-	return &tally{of: of, faults: map[string]int{}, checked: map[string]int{}, began: time.Now()}
+func newTally(called string, of int) *tally {
+	return &tally{called: called, of: of, faults: map[string]int{}, checked: map[string]int{}, began: time.Now()}
 }
 
 // report is what becomes of one seed.
@@ -76,8 +77,8 @@ func (t *tally) show(to io.Writer) (stop func()) {
 			took := time.Since(t.began)
 			rate := float64(t.seeds) / took.Seconds()
 			left := time.Duration(float64(t.of-t.seeds) / max(rate, 0.01) * float64(time.Second))
-			_, _ = fmt.Fprintf(to, "%7d of %d seeds  %5.1f/s  %s left  %d steps  %d faults  %d broken\n",
-				t.seeds, t.of, rate, left.Round(time.Second), t.steps, t.fault, t.broken)
+			_, _ = fmt.Fprintf(to, "%7d of %d %s  %5.1f/s  %s left  %d steps  %d faults  %d broken\n",
+				t.seeds, t.of, t.called, rate, left.Round(time.Second), t.steps, t.fault, t.broken)
 			t.mu.Unlock()
 		}
 	})
@@ -92,8 +93,8 @@ func (t *tally) table(to io.Writer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	took := time.Since(t.began)
-	_, _ = fmt.Fprintf(to, "\n%d seeds in %s, %.1f a second; %d broken\n%d steps, %d calls and statements, %d faults\n\n",
-		t.seeds, took.Round(time.Second), float64(t.seeds)/took.Seconds(), t.broken, t.steps, t.calls, t.fault)
+	_, _ = fmt.Fprintf(to, "\n%d %s in %s, %.1f a second; %d broken\n%d steps, %d calls and statements, %d faults\n\n",
+		t.seeds, t.called, took.Round(time.Second), float64(t.seeds)/took.Seconds(), t.broken, t.steps, t.calls, t.fault)
 	for _, what := range slices.Sorted(maps.Keys(t.faults)) {
 		_, _ = fmt.Fprintf(to, "  %-44s %9d\n", what, t.faults[what])
 	}

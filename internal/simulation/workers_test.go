@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,6 +44,7 @@ func employ(test string, n int, seeds <-chan uint64, done func(report)) error {
 	var said bytes.Buffer
 	cmd := exec.Command(os.Args[0], "-test.run=^"+test+"$", "-test.timeout=0", "-worker")
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &said, os.Stderr, []*os.File{reports}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's interrupt is for the parent alone
 	in, err := cmd.StdinPipe()
 	if err == nil {
 		err = cmd.Start()
