@@ -25,7 +25,11 @@ func (k *Keeper) takeOff(ctx context.Context, c *postgres.CleanupRecord) (found,
 	now := func() time.Time { return c.Now.Add(k.opts.Now().Sub(began)) } // the database's
 	f := found{verdict: postgres.DiskOurs}
 	asked := map[disk.Action]bool{}
-	_, err := k.until(ctx, k.opts.Patience, func(ctx context.Context) (bool, error) {
+	patience := k.opts.Patience
+	if left := c.PodGoneAt.Add(k.opts.DriverGrace).Sub(c.Now); left > 0 && left <= patience {
+		patience = max(patience, left+soon) // what the driver leaves attached is this delivery's to detach: the next is a tick later
+	}
+	_, err := k.until(ctx, patience, func(ctx context.Context) (bool, error) {
 		v, gone, err := k.volume(ctx, c.VolumeID)
 		if f.gone = gone; err != nil || gone {
 			return gone, err

@@ -162,4 +162,16 @@ func TestACleanupComesBackWhenTheDriversTimeIsOver(t *testing.T) {
 	}
 }
 
+// Where only ticks bring deliveries, one that ends just before the driver's time would cost another tick.
+func TestWhatTheDriverLeavesAttachedIsDetachedByTheDeliveryThatSawThePodGo(t *testing.T) {
+	t.Parallel()
+	s := newScript()
+	none(s)
+	s.attached(disk.Attached)
+	s.cleanup.PodGoneAt, s.patience = s.now, time.Minute
+	_, err := s.keep(t)
+	require.NoError(t, err)
+	require.Equal(t, 1, s.count("ec2:DetachVolume"))
+}
+
 func creating(s *script) { s.volumes[scripted] = disk.Volume{ID: scripted, State: "creating"} }
