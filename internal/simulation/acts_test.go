@@ -61,6 +61,17 @@ func (p *people) deletePod(w *world, r *reservation) {
 	}
 }
 
+// clear has administrators take away the pods that no row knows any more, which every sweep tells of: of the volumes under
+// them nobody could make anything.
+func (p *people) clear(w *world) {
+	for _, r := range p.all {
+		if status(w, r.id) == "" && p.podOf(w, r) {
+			w.say("admin", "deletes pod %s, which no row knows", r.pod.Name)
+			w.outside.Cluster.Delete(r.pod, 30*time.Second)
+		}
+	}
+}
+
 // orphan has an administrator take a pod out of the API whose node has lost its network: it goes on writing to its volume.
 func (p *people) orphan(w *world, r *reservation) {
 	if p.podOf(w, r) && r.pod.Runs() {

@@ -49,6 +49,7 @@ const (
 	endedAgain       = "a sweep expires whom users have cancelled"
 	liveReleased     = "a sweep releases the disks of those who live"
 	snapshotsHidden  = "EC2's adapter has no answer for who makes a snapshot, and lists none"
+	heardOfNever     = "what EC2 denies is believed after hours only"
 	volumesLeft      = "EC2's adapter takes every volume for gone of which there is a snapshot"
 )
 
@@ -99,6 +100,7 @@ var sabotages = []struct {
 	{factsGapless, numbersReused, "two facts", 1},
 	{newIsSafe, liveReleased, "is released, and its holder", 1},
 	{countedOnce, snapshotsHidden, "is captured by attempt 2", 1},
+	{cleanedUp, heardOfNever, "quiet ticks", 1},
 	{cleanedUp, volumesLeft, "is recorded as deleted", 1},
 }
 

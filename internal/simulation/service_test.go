@@ -12,6 +12,7 @@ import (
 
 	"gpudev.internal/reservation-expiry/internal/availability"
 	"gpudev.internal/reservation-expiry/internal/cleanup"
+	"gpudev.internal/reservation-expiry/internal/disk"
 	"gpudev.internal/reservation-expiry/internal/dispatch"
 	"gpudev.internal/reservation-expiry/internal/event"
 	"gpudev.internal/reservation-expiry/internal/followup"
@@ -61,8 +62,12 @@ func newService(w *world) *service {
 			tracks[i]()
 		}
 	}
+	lag := disk.Lag
+	if w.sabotaged(heardOfNever) {
+		lag = 5 * time.Hour
+	}
 	world := snapshot.World{Store: s.store, EC2: ec2, Cluster: kube, Identity: aws}
-	disks := snapshot.Options{Interval: 4 * time.Second, Now: w.now, Sleep: sleep, NewID: w.uuid, KeepVolumes: s.keep, Log: log}
+	disks := snapshot.Options{Interval: 4 * time.Second, Now: w.now, Sleep: sleep, NewID: w.uuid, KeepVolumes: s.keep, Lag: lag, Log: log}
 	s.sweeper = sweep.New(s.store, sweep.Outside{Cluster: kube, EC2: ec2, Account: aws}, sweep.Options{
 		Grace: s.grace(), WarningMinutes: 30, BrakePercent: 20, BrakeMin: 5, MissingConfirm: confirm,
 		Spot: func(gpu string) bool { return gpu == "t4" }, Holder: "simulation", Now: w.now, NewID: w.uuid, Log: log,
@@ -72,7 +77,7 @@ func newService(w *world) *service {
 		postgres.Notice:  warning.NewNotices(s.store, kube, warning.Options{Log: log}),
 		postgres.Cleanup: cleanup.New(cleanup.World{
 			Store: s.store, Cluster: kube, EC2: ec2, Identity: aws, Router: aws, Disk: snapshot.NewKeeper(world, disks), DNS: aws, Bucket: aws,
-		}, cleanup.Options{Domain: zone, Interval: 3 * time.Second, Now: w.now, Sleep: sleep, Tracks: inTurn, Log: log}),
+		}, cleanup.Options{Domain: zone, Lag: lag, Interval: 3 * time.Second, Now: w.now, Sleep: sleep, Tracks: inTurn, Log: log}),
 		postgres.SnapshotSync:       snapshot.NewSync(world, disks),
 		postgres.SnapshotPurge:      snapshot.NewPurge(world, disks),
 		postgres.AvailabilityUpdate: availability.New(aws, availability.Options{Log: log}),

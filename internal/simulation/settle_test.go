@@ -112,8 +112,7 @@ func (c *checks) settled(busy bool) bool {
 		}
 		whole = false
 		c.w.people.support(c.w, r, o.Errors)
-		unheard := strings.Contains(o.Errors, "may not have heard") || strings.Contains(o.Errors, "yet to hear")
-		if !busy && !unheard && !c.nameTaken(r) {
+		if !busy && !c.nameTaken(r) {
 			r.ticks++
 		}
 		stuck := o.Stuck >= 9 // it goes on hourly
@@ -122,7 +121,8 @@ func (c *checks) settled(busy bool) bool {
 	return whole && column[int](c.w.data, `
 		select (select count(*) from expiry.facts where published_at is null)::int
 		     + (select count(*) from expiry.snapshots where state in ('intended', 'pending'))::int
-		     + (select count(*) from disks where pending_snapshot_count > 0)::int`)[0] == 0
+		     + (select count(*) from disks where pending_snapshot_count > 0)::int
+		     + (select count(*) from expiry.follow_ups where kind = 'snapshot.purge' and state = 'due' and due_at <= $1)::int`, c.w.now())[0] == 0
 }
 
 // support does what the service asks somebody to do: it puts right what rows and tags say of a reservation's volume.

@@ -158,6 +158,7 @@ func (w *world) calm() {
 	w.outside.Cluster.ReapOrphans()
 	w.outside.EC2.Unstick()
 	w.outside.EC2.Sound = true
+	w.people.clear(w)
 	_, _ = w.data.db.Resume(context.Background())
 	w.faults.stop()
 	w.say("world", "---- nothing goes wrong any more")
