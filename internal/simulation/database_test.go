@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,7 @@ type database struct {
 	open   *line                 // whose transaction has yet to be committed, before anything else is sent
 	inside bool                  // a statement of the simulation's own
 	wrote  map[*pgx.Conn]writing // in a transaction that is open
+	texts  map[string]writing    // by statements' texts
 	now    writing               // by the statement that runs
 	dirty  writing               // and committed, and the checks have not seen it
 	writes int                   // of the service's, so far
@@ -109,7 +111,7 @@ func newDatabase(t testing.TB) *database {
 		require.NoError(t, server.Close(ctx))
 	})
 	super.Path = "/" + name
-	d := &database{t: t, url: super.String(), wrote: map[*pgx.Conn]writing{}}
+	d := &database{t: t, url: super.String(), wrote: map[*pgx.Conn]writing{}, texts: map[string]writing{}}
 	if bySocket := d.bySocket(super, socket); bySocket != "" {
 		d.url = bySocket
 	}
@@ -227,7 +229,7 @@ func (d *database) TraceQueryStart(ctx context.Context, conn *pgx.Conn, data pgx
 	if !p.dead && word != "begin" && word != "commit" && (word != "select" || strings.Contains(data.SQL, "clock")) {
 		d.tell() // the others do not ask
 	}
-	d.now = writingOf(data.SQL, word)
+	d.now = d.writingOf(data.SQL, word)
 	switch word {
 	case "begin":
 		if verdict == passes {
@@ -277,14 +279,23 @@ func (d *database) TraceQueryEnd(_ context.Context, conn *pgx.Conn, data pgx.Tra
 	}
 }
 
-// writing is what a statement may have changed, by what it speaks of.
+// writing is what a statement may have changed.
 type writing struct{ rows, followUps bool }
 
-func writingOf(sql, word string) writing {
+// platformWrite is a statement that changes rows which the checks look at.
+var platformWrite = regexp.MustCompile(`\b(insert into|update|delete from) (reservations|disks)\b`)
+
+// writingOf is what a statement may change, by its text.
+func (d *database) writingOf(sql, word string) writing {
 	if word == "select" {
 		return writing{}
 	}
-	return writing{strings.Contains(sql, "reservations") || strings.Contains(sql, "disks"), strings.Contains(sql, "follow_ups")}
+	what, known := d.texts[sql]
+	if !known {
+		what = writing{platformWrite.MatchString(sql), strings.Contains(sql, "follow_ups")}
+		d.texts[sql] = what
+	}
+	return what
 }
 
 // changed notes that something was committed.

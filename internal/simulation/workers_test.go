@@ -90,7 +90,7 @@ func nth(set *unix.CPUSet, n int) int {
 
 // work runs each seed that comes in, and answers with its report.
 func work(t *testing.T, in io.Reader, out io.Writer, run func(d *database, seed uint64) report) {
-	debug.SetGCPercent(400)
+	debug.SetGCPercent(1600)
 	d := newDatabase(t)
 	answers := json.NewEncoder(out)
 	for lines := bufio.NewScanner(in); lines.Scan(); {

@@ -97,7 +97,7 @@ func (p *postgres) start(ctx context.Context, s *stack) (*instance, error) {
 	cmd := account.command(home, filepath.Join(p.bin, "postgres"), "-D", filepath.Join(home, "data"), "-F",
 		"-c", "listen_addresses=127.0.0.1", "-c", fmt.Sprintf("port=%d", port), "-c", "unix_socket_directories="+home,
 		"-c", "max_connections=500", "-c", "wal_level=minimal", "-c", "max_wal_senders=0",
-		"-c", "synchronous_commit=off", "-c", "wal_writer_delay=10s", "-c", "wal_writer_flush_after=2GB",
+		"-c", "synchronous_commit=off", "-c", "wal_writer_delay=10s", "-c", "wal_writer_flush_after=0",
 		"-c", "full_page_writes=off", "-c", "timezone=UTC",
 		// A database lives for seconds: nothing in it is worth tidying.
 		"-c", "autovacuum=off", "-c", "bgwriter_lru_maxpages=0", "-c", "update_process_title=off")
