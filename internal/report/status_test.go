@@ -127,10 +127,13 @@ func TestSweepsLookLikeThis(t *testing.T) {
 	until := ahead(time.Hour)
 	dry := report.Swept{Result: sweep.Result{
 		Trigger: "shell", StartedAt: now, Outcome: sweep.Partial, DryRun: true, Planned: decisions, Counts: map[string]int{"missingHeldBack": 30},
-		Paused:    &postgres.Pause{At: ago(time.Hour), Until: &until, Why: "EKS upgrade"},
-		Failures:  []event.PartFailure{{Part: "pods", Error: "list pods in gpu-dev: i/o timeout"}},
-		Brake:     &sweep.Brake{State: reservation.BrakeMissing, Reason: "would end 30 of 41 active reservations at once: nothing ends for a missing pod", Active: 41, Missing: 30},
-		Anomalies: []sweep.Anomaly{{Kind: reservation.DeadlineNull, Sentence: reservation.DeadlineNull.Sentence(), Count: 3, ReservationIDs: []string{"a", "b"}}},
+		Paused:   &postgres.Pause{At: ago(time.Hour), Until: &until, Why: "EKS upgrade"},
+		Failures: []event.PartFailure{{Part: "pods", Error: "list pods in gpu-dev: i/o timeout"}},
+		Brake:    &sweep.Brake{State: reservation.BrakeMissing, Reason: "would end 30 of 41 active reservations at once: nothing ends for a missing pod", Active: 41, Missing: 30},
+		Anomalies: []sweep.Anomaly{
+			{Kind: reservation.DeadlineNull, Sentence: reservation.DeadlineNull.Sentence(), Count: 3, ReservationIDs: []string{"a", "b"}},
+			{Kind: "snapshots_kept", Sentence: "snapshots are kept", Count: 1, Subjects: []string{"ada/work"}},
+		},
 	}}
 	for name, view := range map[string]report.Swept{
 		"sweep-whole": whole, "sweep-dry": dry, "sweep-skipped": {Result: sweep.Result{Outcome: sweep.Skipped}},

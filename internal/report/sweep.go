@@ -127,6 +127,9 @@ func (r Swept) summary(s Screen) string {
 		for _, id := range a.ReservationIDs {
 			ids = append(ids, s.id(id))
 		}
+		for _, subject := range a.Subjects {
+			ids = append(ids, clean(subject))
+		}
 		if a.Count > len(ids) {
 			ids = append(ids, "…")
 		}

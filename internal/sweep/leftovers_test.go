@@ -442,8 +442,7 @@ func TestADiskThatNoReservationHasStaysLockedWhileEC2HasAVolumeOfIt(t *testing.T
 			if test.left == "" {
 				require.Empty(t, r.Anomalies)
 			} else {
-				require.Equal(t, []string{"ada/work"}, r.Anomalies[0].Subjects)
-				require.Contains(t, r.Anomalies[0].Sentence, test.left)
+				require.Equal(t, []string{"ada/work: " + test.left}, r.Anomalies[0].Subjects)
 			}
 			i := slices.IndexFunc(r.Failures, func(f event.PartFailure) bool { return f.Part == "locks" })
 			require.Equal(t, test.failure == "", i < 0, r.Failures)
@@ -452,6 +451,30 @@ func TestADiskThatNoReservationHasStaysLockedWhileEC2HasAVolumeOfIt(t *testing.T
 			}
 		})
 	}
+}
+
+func TestOfMoreLocksThanOneSweepAsksAboutTheNextAsksAboutTheOthers(t *testing.T) {
+	t.Parallel()
+	w, c := newWorld(t), newCluster()
+	w.within(c) // and remembers the account
+	for i := range 21 {
+		c.volumes = append(c.volumes, disk.Volume{ID: fmt.Sprintf("vol-%017x", i), State: disk.VolumeAvailable})
+		w.exec(`insert into disks (user_id, disk_name, in_use, ebs_volume_id, last_updated, created_at)
+			values ('ada', $1, true, $2, now() - interval '61 minutes', now() - interval '20 days')`, fmt.Sprintf("disk-%d", i), c.volumes[i].ID)
+	}
+	now, reported := time.Now(), map[string]bool{}
+	for i := range 2 {
+		pl, err := locks(w.db, c).plan(t.Context(), &pass{now: now.Add(time.Duration(i) * 5 * time.Minute), snapshots: listSnapshots(c, c)})
+		require.NoError(t, err)
+		require.Empty(t, pl.decisions)
+		require.Equal(t, map[string]int{"locksNotAskedAbout": 1}, pl.counts)
+		require.Len(t, pl.anomalies, 1, "those of a kind are reported together")
+		require.Equal(t, 20, pl.anomalies[0].Count)
+		for _, subject := range pl.anomalies[0].Subjects {
+			reported[subject] = true
+		}
+	}
+	require.Len(t, reported, 21)
 }
 
 // Without a foreign key a lock goes on naming what the platform has deleted.

@@ -22,8 +22,12 @@ type lockStore interface {
 // Release is the action of freeing a disk.
 const Release Action = "release"
 
-// unheldMost bounds the locks without a reservation of whose disks EC2 is asked in one sweep.
-const unheldMost = 20
+const (
+	// unheldMost bounds the locks without a reservation of whose disks EC2 is asked in one sweep.
+	unheldMost = 20
+	// tick lies between two sweeps: each asks about those that come after the last one's.
+	tick = 5 * time.Minute
+)
 
 // locks frees disks that nothing is owed to any more. It comes after the snapshots, by which an unsettled disk is known.
 // One that no reservation has is freed only while EC2 has no volume of it: of what the platform deletes before anybody has
@@ -35,7 +39,7 @@ func locks(store lockStore, ec2 EC2) part {
 			return plan{}, err
 		}
 		var pl plan
-		idle, failures := empty(ctx, p, store, ec2, idle, &pl.anomalies)
+		idle, failures := empty(ctx, p, store, ec2, idle, &pl)
 		pl.decisions = lockDecisions(idle)
 		if len(idle) == 0 {
 			return pl, failures
@@ -49,8 +53,8 @@ func locks(store lockStore, ec2 EC2) part {
 }
 
 // empty returns the locks without those of a disk that no reservation has and that EC2 may have a volume of. What it has
-// is reported.
-func empty(ctx context.Context, p *pass, store snapshotStore, ec2 EC2, idle []postgres.IdleLock, found *anomalies) (free []postgres.IdleLock, failures error) {
+// is reported, and how many of them are left to the sweeps that follow.
+func empty(ctx context.Context, p *pass, store snapshotStore, ec2 EC2, idle []postgres.IdleLock, pl *plan) (free []postgres.IdleLock, failures error) {
 	var unheld []postgres.IdleLock
 	for _, l := range idle {
 		if l.Unheld {
@@ -65,15 +69,20 @@ func empty(ctx context.Context, p *pass, store snapshotStore, ec2 EC2, idle []po
 	if _, firstSight, err := atHome(ctx, store, p); err != nil || firstSight { // another account has none of the volumes
 		return free, err
 	}
-	for _, l := range unheld[:min(len(unheld), unheldMost)] {
+	start := int(p.now.Round(tick).Unix()/int64(tick.Seconds())) * unheldMost % len(unheld)
+	unheld = slices.Concat(unheld[start:], unheld[:start])
+	if left := len(unheld) - unheldMost; left > 0 {
+		unheld, pl.counts = unheld[:unheldMost], map[string]int{"locksNotAskedAbout": left}
+	}
+	for _, l := range unheld {
 		volume, err := volumeOf(ctx, ec2, l)
 		switch {
 		case err != nil:
 			failures = errors.Join(failures, fmt.Errorf("look for volumes of disk %s/%s: %w", l.UserID, l.DiskName, err))
 		case volume != "":
-			found.about(reservation.Anomaly("lock_without_reservation"),
-				fmt.Sprintf("a disk that no reservation has stays locked: volume %s is there, and nobody knows whether a snapshot holds what is on it", volume),
-				diskName(disk.Key{User: l.UserID, Name: l.DiskName}))
+			pl.anomalies.about(reservation.Anomaly("lock_without_reservation"),
+				"a disk that no reservation has stays locked: its volume is there, and nobody knows whether a snapshot holds what is on it",
+				diskName(disk.Key{User: l.UserID, Name: l.DiskName})+": "+volume)
 		default:
 			free = append(free, l)
 		}
