@@ -453,6 +453,42 @@ func TestADiskThatNoReservationHasStaysLockedWhileEC2HasAVolumeOfIt(t *testing.T
 	}
 }
 
+func TestALockThatNeedsNoEC2IsFreedBesideOneOfWhichEC2DoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		change  func(*cluster)
+		dryRun  bool
+		failure string
+	}{
+		"EC2 fails":               {change: func(c *cluster) { c.listFails = errors.New("503") }, failure: "ada/work: 503"},
+		"EC2 fails, in a dry run": {change: func(c *cluster) { c.listFails = errors.New("503") }, dryRun: true, failure: "ada/work: 503"},
+		"EC2 hangs":               {change: func(c *cluster) { c.hangs = true }, failure: "ada/work: context deadline exceeded"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w, c := newWorld(t), newCluster()
+			w.within(c) // and remembers the account
+			id := w.insert(row{"status": "'expired'"})[0]
+			w.exec("insert into expiry.cleanups (reservation_id, reason, settled_at, outcome) values ($1, 'expired', now(), 'nothing_to_keep')", id)
+			w.exec(`insert into disks (user_id, disk_name, in_use, reservation_id, last_updated, created_at) values
+				('ada', 'settled', true, $1, now(), now()), ('ada', 'work', true, null, now() - interval '61 minutes', now() - interval '20 days')`, id)
+			test.change(c)
+			s := New(w.db, Outside{EC2: c, Account: c}, testOptions())
+			s.opts.Timeout, s.parts = 4*time.Second, []part{locks(w.db, c)}
+			r, err := s.Sweep(t.Context(), event.Ping, event.SweepRequest{DryRun: test.dryRun})
+			require.NoError(t, err)
+			require.Len(t, r.Failures, 1)
+			require.Contains(t, r.Failures[0].Error, test.failure)
+			want := []string{"ada/settled"}
+			if test.dryRun {
+				want = nil
+				require.Equal(t, "ada/settled", r.Planned[0].Subject)
+			}
+			require.Equal(t, want, w.texts("select user_id || '/' || disk_name from disks where not in_use"))
+		})
+	}
+}
+
 func TestOfMoreLocksThanOneSweepAsksAboutTheNextAsksAboutTheOthers(t *testing.T) {
 	t.Parallel()
 	w, c := newWorld(t), newCluster()

@@ -39,14 +39,14 @@ func locks(store lockStore, ec2 EC2) part {
 			return plan{}, err
 		}
 		var pl plan
-		idle, failures := empty(ctx, p, store, ec2, idle, &pl)
+		idle, pl.failures = empty(ctx, p, store, ec2, idle, &pl)
 		pl.decisions = lockDecisions(idle)
 		if len(idle) == 0 {
-			return pl, failures
+			return pl, nil
 		}
 		pl.apply = func(ctx context.Context) (done, error) {
 			released, err := store.ReleaseIdleLocks(ctx, p.lease, p.now, idle)
-			return done{lockDecisions(released), map[string]int{"locksReleased": len(released)}}, errors.Join(failures, err)
+			return done{lockDecisions(released), map[string]int{"locksReleased": len(released)}}, err
 		}
 		return pl, nil
 	}}
@@ -65,6 +65,11 @@ func empty(ctx context.Context, p *pass, store snapshotStore, ec2 EC2, idle []po
 	}
 	if len(unheld) == 0 || ec2 == nil {
 		return free, nil
+	}
+	if deadline, ok := ctx.Deadline(); ok { // the other half is for freeing, whatever EC2 does
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, time.Until(deadline)/2)
+		defer stop()
 	}
 	if _, firstSight, err := atHome(ctx, store, p); err != nil || firstSight { // another account has none of the volumes
 		return free, err

@@ -53,6 +53,7 @@ type plan struct {
 	spared    []spared
 	anomalies anomalies
 	counts    map[string]int // of what was seen
+	failures  error          // what could not be looked at; of the rest it was decided all the same
 	// apply carries the decisions out, each guarded by what was believed when it was decided. It is not called in a dry
 	// run, and may be nil. With an error comes what was done all the same.
 	apply func(ctx context.Context) (done, error)
@@ -123,9 +124,13 @@ func (pt part) do(ctx context.Context, p *pass, dryRun bool) (r report) {
 			r.err = fmt.Errorf("panic: %v\n%s", panicked, debug.Stack())
 		}
 	}()
-	if r.plan, r.err = pt.plan(ctx, p); r.err != nil || dryRun || r.plan.apply == nil || ctx.Err() != nil {
-		return r
+	var err error
+	r.plan, err = pt.plan(ctx, p)
+	if err == nil && !dryRun && r.plan.apply != nil {
+		if err = context.Cause(ctx); err == nil {
+			r.done, err = r.plan.apply(ctx)
+		}
 	}
-	r.done, r.err = r.plan.apply(ctx)
+	r.err = errors.Join(r.plan.failures, err)
 	return r
 }

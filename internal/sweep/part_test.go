@@ -29,6 +29,10 @@ func TestOnePartsFailureStopsNoOther(t *testing.T) {
 			<-ctx.Done()
 			return plan{}, fmt.Errorf("list pods: %w", ctx.Err())
 		}, "its share of the sweep's time is over", true},
+		"one that decides too late": {func(ctx context.Context, _ *pass) (plan, error) {
+			<-ctx.Done()
+			return plan{apply: func(context.Context) (done, error) { panic("while applying") }}, nil
+		}, "its share of the sweep's time is over", true},
 		"one with much to say": {func(context.Context, *pass) (plan, error) { return plan{}, errors.New(strings.Repeat("é", 5_000)) }, strings.Repeat("é", errorMost) + "…", false},
 	} {
 		t.Run(name, func(t *testing.T) {

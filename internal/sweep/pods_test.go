@@ -37,6 +37,7 @@ type cluster struct {
 	account   disk.Account
 	volumes   []disk.Volume
 	emptyOnce bool // the next list of volumes
+	hangs     bool // it does not list volumes
 }
 
 func newCluster() *cluster {
@@ -120,7 +121,11 @@ func (c *cluster) DescribeVolume(_ context.Context, id string) (disk.Volume, err
 	return disk.Volume{}, fault.Errorf(fault.Gone, "describe volume %s", id)
 }
 
-func (c *cluster) FindVolumes(_ context.Context, tags map[string]string) (found []disk.Volume, err error) {
+func (c *cluster) FindVolumes(ctx context.Context, tags map[string]string) (found []disk.Volume, err error) {
+	if c.hangs {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	if c.listFails != nil || c.emptyOnce {
 		c.emptyOnce = false
 		return nil, c.listFails
