@@ -303,7 +303,7 @@ func (a *Action) keepDisk(ctx context.Context, d *delivery) (result, error) {
 	if err := a.nameDisk(ctx, d); err != nil {
 		return result{}, err
 	}
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < keepBudget {
+	if deadline, ok := ctx.Deadline(); ok && deadline.Sub(a.opts.Now()) < keepBudget {
 		return waiting(time.Second, "too little of the delivery is left for the disk")
 	}
 	kept, err := a.Disk.Keep(ctx, d.record)

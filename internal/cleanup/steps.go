@@ -158,8 +158,8 @@ func (a *Action) run(ctx context.Context, d *delivery, s step) (result, error) {
 		d.checked = true
 	}
 	r, err := s.run(ctx, d)
-	if u, ok := errors.AsType[*unheardError](err); ok && u.left <= a.patience(ctx) { // else it were a whole tick's wait
-		if err := errors.Join(a.opts.Sleep(ctx, u.left), a.reload(ctx, d)); err != nil {
+	if u, ok := errors.AsType[*unheardError](err); ok && u.left <= a.patience(ctx)+jitter { // else it were a whole tick's wait
+		if err := errors.Join(a.opts.Sleep(ctx, u.left+time.Second), a.reload(ctx, d)); err != nil {
 			return result{}, err
 		}
 		d.pod = nil // as it is now
@@ -186,13 +186,16 @@ func (a *Action) recordFailure(ctx context.Context, d *delivery, s step, cause e
 	}
 }
 
+// jitter is by how much two ticks may lie closer together than their five minutes.
+const jitter = 5 * time.Second
+
 // spare is how much of a delivery's time is left for what follows a wait: a last look, and recording it.
 const spare = 15 * time.Second
 
 // patience is how long the delivery may wait from now on.
 func (a *Action) patience(ctx context.Context) time.Duration {
 	if deadline, ok := ctx.Deadline(); ok {
-		return min(a.opts.Patience, time.Until(deadline)-spare)
+		return min(a.opts.Patience, deadline.Sub(a.opts.Now())-spare)
 	}
 	return a.opts.Patience
 }

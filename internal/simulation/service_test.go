@@ -55,6 +55,9 @@ func newService(w *world) *service {
 			return errDead
 		}
 		w.outside.Advance(d)
+		if end, ok := ctx.Deadline(); ok && w.now().After(end) {
+			return context.DeadlineExceeded
+		}
 		return ctx.Err()
 	}
 	inTurn := func(tracks []func()) {
@@ -94,10 +97,18 @@ func newService(w *world) *service {
 // process begins the work on one delivery.
 func (s *service) process(name string) *process {
 	s.begun++
-	p := &process{name: fmt.Sprintf("%s#%d", name, s.begun), began: s.w.now()}
+	p := &process{name: fmt.Sprintf("%s#%d", name, s.begun), began: s.w.now(), known: map[string]bool{}}
 	p.ctx, p.stop = context.WithCancel(context.WithValue(context.Background(), processKey{}, p))
 	return p
 }
+
+// timed is a context whose deadline is by the world's clock.
+type timed struct {
+	context.Context
+	end time.Time
+}
+
+func (t timed) Deadline() (time.Time, bool) { return t.end, true }
 
 // tick is what the handler does with a ping.
 func (s *service) tick(p *process) {
@@ -145,11 +156,12 @@ func (s *service) deliver(p *process, e ce.Event) error {
 	if s.w.sabotaged(eventsBelieved) {
 		s.believe(p, e)
 	}
-	report, err := s.runner.Run(p.ctx, kind, key)
+	ctx := timed{p.ctx, s.w.now().Add(followup.Limit(kind))}
+	report, err := s.runner.Run(ctx, kind, key)
 	if err == nil && report.State == followup.StateAbsent && kind == postgres.Cleanup {
 		var due bool
 		if due, err = s.store.EnsureCleanup(p.ctx, key); err == nil && due {
-			report, err = s.runner.Run(p.ctx, kind, key)
+			report, err = s.runner.Run(ctx, kind, key)
 		}
 	}
 	s.w.say(p.name, "→ %s %s %s %v", report.State, report.Outcome, report.Error, err)

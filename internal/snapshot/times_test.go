@@ -54,6 +54,14 @@ func unlisted(s *script, after time.Duration) {
 	s.errs["DescribeSnapshot"] = fault.Errorf(fault.Gone, "no such snapshot")
 }
 
+// timed is a context whose deadline is by the script's clock.
+type timed struct {
+	context.Context
+	end time.Time
+}
+
+func (d timed) Deadline() (time.Time, bool) { return d.end, true }
+
 func TestADeliveryLooksForAsLongAsItHas(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -71,10 +79,8 @@ func TestADeliveryLooksForAsLongAsItHas(t *testing.T) {
 			s := newScript()
 			pending(s)
 			s.patience, s.record.IntendedAt, s.seen.State = time.Minute, s.now.Add(-c.begun), disk.SnapshotPending
-			ctx, cancel := context.WithTimeout(t.Context(), c.deadline)
-			defer cancel()
 			w, o := s.parts()
-			_, err := snapshot.NewSync(w, o).Handle(ctx, postgres.FollowUp{Kind: postgres.SnapshotSync, Key: s.record.IntentID.String()})
+			_, err := snapshot.NewSync(w, o).Handle(timed{t.Context(), s.now.Add(c.deadline)}, postgres.FollowUp{Kind: postgres.SnapshotSync, Key: s.record.IntentID.String()})
 			require.NoError(t, err)
 			require.Equal(t, c.looks, s.count("DescribeSnapshot"))
 		})

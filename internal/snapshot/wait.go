@@ -13,7 +13,7 @@ const spare = 35 * time.Second
 // last look failed too: what fails for a moment is looked at again.
 func (w worker) until(ctx context.Context, patience time.Duration, look func(context.Context) (bool, error)) (bool, error) {
 	if deadline, ok := ctx.Deadline(); ok {
-		patience = min(patience, time.Until(deadline)-spare)
+		patience = min(patience, deadline.Sub(w.opts.Now())-spare)
 	}
 	end := w.opts.Now().Add(patience)
 	for {
