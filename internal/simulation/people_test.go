@@ -66,12 +66,22 @@ func (p *people) byID(id string) *reservation {
 // elsewhere reports whether the cluster's address leads to another cluster, for a process as long as it lives. At first use
 // nobody can tell.
 func (p *people) elsewhere(ctx context.Context, w *world) bool {
-	return !p.awayTil.IsZero() && processOf(ctx).began.Before(p.awayTil) && len(column[string](w.data, "select uid from expiry.cluster")) > 0
+	proc := processOf(ctx)
+	return !p.awayTil.IsZero() && proc.began.Before(p.awayTil) && proc.knew(w, "cluster")
 }
 
 // otherAccount reports whether a process' credentials are those of another AWS account. At first use nobody can tell.
 func (p *people) otherAccount(ctx context.Context, w *world) bool {
-	return !p.otherTo.IsZero() && processOf(ctx).began.Before(p.otherTo) && len(column[string](w.data, "select account_id from expiry.aws_account")) > 0
+	proc := processOf(ctx)
+	return !p.otherTo.IsZero() && proc.began.Before(p.otherTo) && proc.knew(w, "aws_account")
+}
+
+// knew reports whether a table had a row when the process asked first: it does not change sides on its way.
+func (p *process) knew(w *world, table string) bool {
+	if _, asked := p.known[table]; !asked {
+		p.known[table] = column[bool](w.data, "select exists (select from expiry."+table+")")[0]
+	}
+	return p.known[table]
 }
 
 // settleIn makes what is there when a world begins, and the plans of its people.

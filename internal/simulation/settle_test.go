@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gpudev.internal/reservation-expiry/internal/disk"
+	"gpudev.internal/reservation-expiry/internal/simulation/model"
 )
 
 const (
@@ -238,6 +239,10 @@ func (c *checks) disksAtTheEnd() {
 				counted++
 			}
 		}
+		for _, id := range c.deletedUnheard(d) {
+			c.w.say("books", "%s is gone, and counts until its disk's date", id)
+			counted++
+		}
 		for _, s := range c.w.people.tidied { // of which nobody has heard
 			if s.Key() == key && column[bool](c.w.data, "select exists (select from expiry.snapshots where snapshot_id = $1 and state = 'completed')", s.ID)[0] {
 				counted++
@@ -245,6 +250,22 @@ func (c *checks) disksAtTheEnd() {
 		}
 		c.require(countedOnce, d.Count == counted, "disk %s of %s counts %d snapshots, there are %d completed ones", d.Name, d.User, d.Count, counted)
 	}
+}
+
+// deletedUnheard are the snapshots of a deleted disk whose deletion was not answered for before the disk was deleted: they
+// are not to be purged any more, until its date.
+func (c *checks) deletedUnheard(d savedRow) (gone []string) {
+	for _, id := range column[string](c.w.data, `
+		select s.snapshot_id from expiry.snapshots s
+		join disks d on d.user_id = s.user_id and d.disk_name = s.disk_name and d.is_deleted
+		join expiry.follow_ups f on f.kind = 'snapshot.purge' and f.key = s.snapshot_id and f.outcome = 'kept'
+		where s.user_id = $1 and s.disk_name = $2 and s.state = 'completed' order by 1`, d.User, d.Name) {
+		if !slices.ContainsFunc(c.w.outside.EC2.Snapshots(), func(s *model.Snapshot) bool { return s.ID == id }) &&
+			!slices.ContainsFunc(c.w.people.tidied, func(s tidied) bool { return s.ID == id }) {
+			gone = append(gone, id)
+		}
+	}
+	return gone
 }
 
 // volumesAtTheEnd looks whether what the books call deleted is.

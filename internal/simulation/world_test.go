@@ -189,6 +189,7 @@ type process struct {
 	began time.Time
 	dead  bool
 	inTx  int
+	known map[string]bool // what was, when it first asked
 	ctx   context.Context
 	stop  context.CancelFunc
 }
