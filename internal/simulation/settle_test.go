@@ -227,7 +227,7 @@ func (c *checks) disksAtTheEnd() {
 		select user_id, disk_name, coalesce(reservation_id, ''), coalesce(in_use, false), coalesce(snapshot_count, 0), coalesce(pending_snapshot_count, 0), coalesce($1 - greatest(last_updated, last_used), interval '0') from disks`, c.w.now())
 	for _, d := range rows {
 		key := disk.Key{User: d.User, Name: d.Name}
-		if d.InUse && (d.Holder != "" || d.Idle > 65*time.Minute && len(c.volumesOf(key)) == 0) { // one without a holder is left for an hour
+		if d.InUse && (d.Holder != "" || d.Idle > 65*time.Minute && !c.locks(key)) { // one without a holder is left for an hour
 			st := status(c.w, d.Holder)
 			c.require(diskSettled, (&row{Status: st}).live(), "disk %s of %s stays locked for %q, which is %q", d.Name, d.User, d.Holder, st)
 		}
@@ -266,6 +266,18 @@ func (c *checks) deletedUnheard(d savedRow) (gone []string) {
 		}
 	}
 	return gone
+}
+
+// locks reports whether a volume keeps a disk locked that nobody has: one set aside does not, which waits for the disk,
+// unless the disk's row names it or something may write to it.
+func (c *checks) locks(key disk.Key) bool {
+	aside := column[string](c.w.data, `
+		select volume_id from expiry.snapshots where volume_id is not null and coalesce(volume_aside_at, volume_kept_at, volume_deleted_at) is not null
+		except select ebs_volume_id from disks where user_id = $1 and disk_name = $2`, key.User, key.Name)
+	return slices.ContainsFunc(c.volumesOf(key), func(v *model.Volume) bool {
+		idle, _ := disk.WriterGone(v.Volume)
+		return !idle || !slices.Contains(aside, v.ID)
+	})
 }
 
 // volumesAtTheEnd looks whether what the books call deleted is.

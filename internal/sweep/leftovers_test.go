@@ -406,6 +406,7 @@ func TestADiskThatNoReservationHasStaysLockedWhileEC2HasAVolumeOfIt(t *testing.T
 	tags := disk.Key{User: "ada", Name: "work"}.Tags()
 	for name, test := range map[string]struct {
 		named   string // by the disk's row
+		aside   bool   // the volume was set aside
 		change  func(*cluster)
 		freed   bool
 		left    string // the volume that is reported
@@ -421,6 +422,18 @@ func TestADiskThatNoReservationHasStaysLockedWhileEC2HasAVolumeOfIt(t *testing.T
 		"its row names one that is gone, another has its tags": {named: "vol-0fedcba9876543210", change: func(c *cluster) {
 			c.volumes = []disk.Volume{{ID: its, State: disk.VolumeInUse, Tags: tags}}
 		}, left: its},
+		"one set aside has its tags": {aside: true, change: func(c *cluster) {
+			c.volumes = []disk.Volume{{ID: its, State: disk.VolumeAvailable, Tags: tags}}
+		}, freed: true},
+		"one set aside is attached": {aside: true, change: func(c *cluster) {
+			c.volumes = []disk.Volume{{ID: its, State: disk.VolumeInUse, Tags: tags, Attachments: []disk.Attachment{{InstanceID: "i-1", State: disk.Attached}}}}
+		}, left: its},
+		"its row names one set aside": {aside: true, named: its, change: func(c *cluster) {
+			c.volumes = []disk.Volume{{ID: its, State: disk.VolumeAvailable, Tags: tags}}
+		}, left: its},
+		"one set aside and another have its tags": {aside: true, change: func(c *cluster) {
+			c.volumes = []disk.Volume{{ID: its, State: disk.VolumeAvailable, Tags: tags}, {ID: "vol-0fedcba9876543210", State: disk.VolumeAvailable, Tags: tags}}
+		}, left: "vol-0fedcba9876543210"},
 		"EC2 is deleting it": {named: its, change: func(c *cluster) { c.volumes = []disk.Volume{{ID: its, State: disk.VolumeDeleting, Tags: tags}} }, freed: true},
 		"one of the user's other disk's is there": {change: func(c *cluster) {
 			c.volumes = []disk.Volume{{ID: its, State: disk.VolumeInUse, Tags: disk.Key{User: "ada", Name: "other"}.Tags()}}
@@ -434,6 +447,10 @@ func TestADiskThatNoReservationHasStaysLockedWhileEC2HasAVolumeOfIt(t *testing.T
 			w.within(c) // and remembers the account
 			w.exec(`insert into disks (user_id, disk_name, in_use, ebs_volume_id, last_updated, created_at)
 				values ('ada', 'work', true, nullif($1, ''), now() - interval '61 minutes', now() - interval '20 days')`, test.named)
+			if test.aside {
+				w.exec(`insert into expiry.snapshots (intent_id, user_id, disk_name, state, volume_id, volume_aside_at)
+					values (gen_random_uuid(), 'ada', 'work', 'completed', $1, now())`, its)
+			}
 			if test.change != nil {
 				test.change(c)
 			}

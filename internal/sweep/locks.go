@@ -15,6 +15,7 @@ import (
 
 type lockStore interface {
 	snapshotStore
+	VolumesSetAside(ctx context.Context, ids []string) ([]string, error)
 	IdleLocks(ctx context.Context, now time.Time) ([]postgres.IdleLock, error)
 	ReleaseIdleLocks(ctx context.Context, lease postgres.SweepLease, now time.Time, locks []postgres.IdleLock) ([]postgres.IdleLock, error)
 }
@@ -54,7 +55,7 @@ func locks(store lockStore, ec2 EC2) part {
 
 // empty returns the locks without those of a disk that no reservation has and that EC2 may have a volume of. What it has
 // is reported, and how many of them are left to the sweeps that follow.
-func empty(ctx context.Context, p *pass, store snapshotStore, ec2 EC2, idle []postgres.IdleLock, pl *plan) (free []postgres.IdleLock, failures error) {
+func empty(ctx context.Context, p *pass, store lockStore, ec2 EC2, idle []postgres.IdleLock, pl *plan) (free []postgres.IdleLock, failures error) {
 	var unheld []postgres.IdleLock
 	for _, l := range idle {
 		if l.Unheld {
@@ -80,7 +81,7 @@ func empty(ctx context.Context, p *pass, store snapshotStore, ec2 EC2, idle []po
 		unheld, pl.counts = unheld[:unheldMost], map[string]int{"locksNotAskedAbout": left}
 	}
 	for _, l := range unheld {
-		volume, err := volumeOf(ctx, ec2, l)
+		volume, err := volumeOf(ctx, store, ec2, l)
 		switch {
 		case err != nil:
 			failures = errors.Join(failures, fmt.Errorf("look for volumes of disk %s/%s: %w", l.UserID, l.DiskName, err))
@@ -95,9 +96,10 @@ func empty(ctx context.Context, p *pass, store snapshotStore, ec2 EC2, idle []po
 	return free, failures
 }
 
-// volumeOf returns a volume that is the disk's by its row or by its tags, whatever became of it before; empty where EC2 has
-// none. A list may be empty for nothing: it is asked for twice.
-func volumeOf(ctx context.Context, ec2 EC2, l postgres.IdleLock) (string, error) {
+// volumeOf returns a volume that is the disk's by its row or by its tags, empty where EC2 has none. One set aside keeps its
+// tags, and waits for the disk: it counts only while something may write to it. A list may be empty for nothing: it is asked
+// for twice.
+func volumeOf(ctx context.Context, store lockStore, ec2 EC2, l postgres.IdleLock) (string, error) {
 	if l.VolumeID != "" {
 		v, err := ec2.DescribeVolume(ctx, l.VolumeID)
 		if err == nil && !v.Deleting() {
@@ -112,8 +114,15 @@ func volumeOf(ctx context.Context, ec2 EC2, l postgres.IdleLock) (string, error)
 		if err != nil {
 			return "", err
 		}
-		if i := slices.IndexFunc(tagged, func(v disk.Volume) bool { return !v.Deleting() }); i >= 0 {
-			return tagged[i].ID, nil
+		for _, v := range tagged {
+			idle, _ := disk.WriterGone(v)
+			aside, err := store.VolumesSetAside(ctx, []string{v.ID})
+			if err != nil {
+				return "", err
+			}
+			if !v.Deleting() && (!idle || len(aside) == 0) {
+				return v.ID, nil
+			}
 		}
 	}
 	return "", nil
