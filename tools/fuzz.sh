@@ -12,7 +12,7 @@ printf "$row" package target inputs kept corpus ''
 while read -r package target; do
   log=$(mktemp)
   outcome=held
-  if ! go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-30s}" -parallel "${FUZZWORKERS:-4}" "$package" >"$log" 2>&1; then
+  if ! go test -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-30s}" -fuzzminimizetime 1s -parallel "${FUZZWORKERS:-4}" "$package" >"$log" 2>&1; then
     outcome=FAILED failed=1
     cat "$log"
   fi
