@@ -171,7 +171,7 @@ func newRaces(t *testing.T, shelf *stacktest.Shelf) *races {
 		}, cleanup.Options{Domain: zone, Interval: 3 * time.Second, Lag: lag, Now: r.now, Sleep: r.sleep, Log: log}),
 		postgres.SnapshotSync:  snapshot.NewSync(outside, disks),
 		postgres.SnapshotPurge: snapshot.NewPurge(outside, disks),
-	}, followup.Options{Log: log})
+	}, followup.Options{Deadline: 1000 * time.Hour, Log: log})
 	return r
 }
 
