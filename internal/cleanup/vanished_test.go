@@ -38,3 +38,22 @@ func TestAVanishedRowsPodInItsOwnNamespaceIsNotGone(t *testing.T) {
 	_, runs := w.pods["team-x/"+podName]
 	require.False(t, runs && w.made("keep "+volume), "the pod runs, its step says %q, and its volume is taken", w.step(t, postgres.StepPod))
 }
+
+func TestAPodOfWhichTheAPIServerSaysNothingIsNotGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.stand(t)
+	asked := false
+	w.before = func(call string) error {
+		asked = asked || strings.HasPrefix(call, "delete pod")
+		if asked && strings.HasPrefix(call, "get pod") {
+			return errors.New("the API server is away")
+		}
+		return nil
+	}
+	w.request(t)
+	w.deliver(t.Context(), t)
+	require.Equal(t, "open: ", w.step(t, postgres.StepPod)[:6])
+	require.Contains(t, w.step(t, postgres.StepPod), "is away")
+	require.False(t, w.made("keep "+volume), "its volume is not taken from a pod that may run")
+}
